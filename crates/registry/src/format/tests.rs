@@ -1,0 +1,226 @@
+//! Golden values of each format, and hostile ones.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, UNIX_EPOCH},
+};
+
+use proptest::prelude::*;
+use waypost_catalog::Health;
+
+use super::*;
+
+const PREFIX: &str = "/waypost/services/";
+
+fn decode(format: Format, path: &str, value: &str) -> Result<(ServiceName, Node), DecodeError> {
+    format.decode(PREFIX, &format!("{PREFIX}{path}"), value.as_bytes(), Protocol::Http2)
+}
+
+fn good(format: Format, path: &str, value: &str) -> Node {
+    let (service, node) = decode(format, path, value).unwrap();
+    assert_eq!(service.as_str(), "orders");
+    node
+}
+
+fn encode(format: Format, root: &str, node: &Node) -> (String, String) {
+    let times = Timestamps {
+        registered_at: UNIX_EPOCH + Duration::from_secs(1_772_366_400),
+        updated_at: UNIX_EPOCH + Duration::from_secs(1_772_366_461),
+    };
+    let service = ServiceName::new("orders").unwrap();
+    let (key, value) = format.encode(root, &service, "host-a-8080", node, times).unwrap();
+    (key, String::from_utf8(value).unwrap())
+}
+
+fn full_node() -> Node {
+    Node {
+        address: "10.0.0.5:8080".parse().unwrap(),
+        weight: 2,
+        health: Health::Draining,
+        protocol: Protocol::Http2,
+        id: "host-a-8080".into(),
+        zone: "a".into(),
+        version: "1.4".into(),
+        tags: vec!["x".into(), "y".into()],
+        metadata: BTreeMap::from([("k".into(), "v".into())]),
+    }
+}
+
+#[test]
+fn waypost_writes_and_reads_every_field() {
+    let (key, value) = encode(Format::Waypost, PREFIX, &full_node());
+    assert_eq!(key, "/waypost/services/orders/host-a-8080");
+    assert_eq!(
+        value,
+        r#"{"address":"10.0.0.5","port":8080,"weight":2,"zone":"a","version":"1.4","tags":["x","y"],"metadata":{"k":"v"},"health":"draining","protocol":"http2","registered_at":"2026-03-01T12:00:00Z","updated_at":"2026-03-01T12:01:01Z"}"#
+    );
+    assert_eq!(good(Format::Waypost, "orders/host-a-8080", &value), full_node());
+}
+
+#[test]
+fn waypost_needs_address_and_port_only_and_leaves_unknown_fields_alone() {
+    let node = good(Format::Waypost, "orders/i", r#" {"port":80,"address":"[::1]","later":{"x":[1]},"zone":null} "#);
+    assert_eq!(node, Node { id: "i".into(), protocol: Protocol::Http2, ..Node::at("[::1]:80".parse().unwrap()) });
+    let node = good(Format::Waypost, "orders/i", r#"{"address":"10.0.0.5","port":80,"weight":0,"metadata":{"n":7}}"#);
+    assert_eq!((node.weight, node.metadata["n"].as_str()), (0, "7"));
+}
+
+#[test]
+fn waypost_refuses_what_no_request_can_be_sent_to() {
+    for (value, fault) in [
+        ("", "JSON"),
+        ("null", "JSON"),
+        ("[]", "JSON"),
+        (r#"{"address":"10.0.0.5"}"#, "port"),
+        (r#"{"port":80}"#, "address"),
+        (r#"{"address":"10.0.0.5","port":0}"#, "port"),
+        (r#"{"address":"10.0.0.5","port":65536}"#, "JSON"),
+        (r#"{"address":"10.0.0.5","port":"80"}"#, "JSON"),
+        (r#"{"address":"10.0.0.5","port":80,"weight":-1}"#, "JSON"),
+        (r#"{"address":"10.0.0.5","port":80,"weight":4294967296}"#, "JSON"),
+        (r#"{"address":"10.0.0.5","port":80,"health":"odd"}"#, "JSON"),
+        (r#"{"address":"10.0.0.5","port":80,"protocol":"h3"}"#, "JSON"),
+        (r#"{"address":"db.internal","port":80}"#, "host names are not resolved"),
+        (r#"{"address":"0.0.0.0","port":80}"#, "IP address of a host"),
+        (r#"{"address":"224.0.0.1","port":80}"#, "IP address of a host"),
+        (r#"{"address":"10.0.0.5:80","port":80}"#, "IP address of a host"),
+    ] {
+        let error = decode(Format::Waypost, "orders/i", value).unwrap_err().to_string();
+        assert!(error.contains(fault), "{value}: {error}");
+    }
+    let large = format!(r#"{{"address":"10.0.0.5","port":80,"x":"{}"}}"#, "x".repeat(MAX_VALUE_BYTES));
+    assert!(matches!(decode(Format::Waypost, "orders/i", &large), Err(DecodeError::TooLarge(_))));
+}
+
+#[test]
+fn endpoint_key_has_everything_in_the_key() {
+    let (key, value) = encode(Format::EndpointKey, "/svc", &full_node());
+    assert_eq!((key.as_str(), value.as_str()), ("/svc/orders/10.0.0.5:8080", ""));
+    let node = good(Format::EndpointKey, "orders/10.0.0.5:8080", "anything");
+    assert_eq!(node, Node { protocol: Protocol::Http2, ..Node::at("10.0.0.5:8080".parse().unwrap()) });
+    assert_eq!(good(Format::EndpointKey, "orders/[::1]:80", "").address.port(), 80);
+    for bad in ["orders/host:80", "orders/10.0.0.5", "orders/10.0.0.5:0", "orders/0.0.0.0:80", "orders/a/10.0.0.5:80"] {
+        assert!(decode(Format::EndpointKey, bad, "").is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn endpoint_value_has_the_address_in_the_value() {
+    let (key, value) = encode(Format::EndpointValue, "/svc/", &full_node());
+    assert_eq!((key.as_str(), value.as_str()), ("/svc/orders/host-a-8080", "10.0.0.5:8080"));
+    let node = good(Format::EndpointValue, "orders/7587870460981", "10.0.0.5:8080\n");
+    assert_eq!((node.address.to_string().as_str(), node.id.as_str()), ("10.0.0.5:8080", "7587870460981"));
+    assert_eq!(good(Format::EndpointValue, "orders/a/b", "[::1]:80").id, "a/b");
+    for bad in ["", "host:80", "http://10.0.0.5:80", "10.0.0.5", "10.0.0.5:80,10.0.0.6:80"] {
+        assert!(decode(Format::EndpointValue, "orders/i", bad).is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn ip_pid_takes_the_ip_from_the_key_unless_the_value_says_one() {
+    let (key, value) = encode(Format::IpPid, "/svc/", &full_node());
+    assert_eq!(key, "/svc/orders/10.0.0.5/host-a-8080");
+    assert_eq!(good(Format::IpPid, "orders/10.0.0.5/host-a-8080", &value), full_node());
+    let address = |path, value| good(Format::IpPid, path, value).address.to_string();
+    assert_eq!(address("orders/10.0.0.5/4711", r#"{"port":8080}"#), "10.0.0.5:8080");
+    assert_eq!(address("orders/10.0.0.5/4711", r#"{"address":"10.0.0.6","port":8080}"#), "10.0.0.6:8080");
+    assert_eq!(address("orders/10.0.0.5/4711", "10.0.0.7:81"), "10.0.0.7:81");
+    assert_eq!(address("orders/::1/4711", r#"{"port":80}"#), "[::1]:80");
+    assert_eq!(good(Format::IpPid, "orders/10.0.0.5/4711", "10.0.0.7:81").id, "4711");
+    for (path, value) in [
+        ("orders/10.0.0.5/4711", ""),
+        ("orders/10.0.0.5/4711", "{}"),
+        ("orders/10.0.0.5/4711", "running"),
+        ("orders/10.0.0.5", r#"{"port":80}"#),
+        ("orders/10.0.0.5/", r#"{"port":80}"#),
+        ("orders/10.0.0.5/1/2", r#"{"port":80}"#),
+        ("orders/host/1", r#"{"port":80}"#),
+    ] {
+        assert!(decode(Format::IpPid, path, value).is_err(), "{path} {value}");
+    }
+}
+
+#[test]
+fn keys_that_are_no_nodes_are_refused_in_every_format() {
+    for format in Format::ALL {
+        for path in ["", "orders", "orders/", "/x", "bad name/x", "b\u{e4}d/x"] {
+            assert!(decode(format, path, r#"{"address":"10.0.0.5","port":1}"#).is_err(), "{format} {path:?}");
+        }
+        let outside = format.decode(PREFIX, "/elsewhere/orders/i", b"", Protocol::Http1);
+        assert!(matches!(outside, Err(DecodeError::OutsidePrefix { .. })));
+    }
+}
+
+#[test]
+fn an_instance_that_cannot_be_a_part_of_a_key_is_refused() {
+    let times = Timestamps { registered_at: UNIX_EPOCH, updated_at: UNIX_EPOCH };
+    let service = ServiceName::new("orders").unwrap();
+    for instance in ["", "a/b", "a\nb", &"x".repeat(256)] {
+        let outcome = Format::Waypost.encode(PREFIX, &service, instance, &full_node(), times);
+        assert!(matches!(outcome, Err(EncodeError::Instance(_))));
+    }
+    let large = Node { zone: "z".repeat(MAX_VALUE_BYTES), ..full_node() };
+    let outcome = Format::Waypost.encode(PREFIX, &service, "i", &large, times);
+    assert!(matches!(outcome, Err(EncodeError::TooLarge(_))));
+}
+
+#[test]
+fn names_of_formats_are_read_and_written_and_others_refused() {
+    for format in Format::ALL {
+        assert_eq!(format.to_string().parse(), Ok(format));
+    }
+    assert!("kratos".parse::<Format>().unwrap_err().to_string().contains("endpoint-key"));
+}
+
+fn any_format() -> impl Strategy<Value = Format> {
+    prop::sample::select(&Format::ALL[..])
+}
+
+proptest! {
+    #[test]
+    fn no_key_and_no_value_makes_a_decoder_panic(
+        format in any_format(),
+        path in r"[a-z0-9.:/\[\]{}é%]{0,40}",
+        value in prop::collection::vec(any::<u8>(), 0..200),
+    ) {
+        let _ = format.decode(PREFIX, &format!("{PREFIX}{path}"), &value, Protocol::Http1);
+        let _ = format.decode(&path, PREFIX, &value, Protocol::Http1);
+    }
+
+    #[test]
+    fn no_json_makes_a_decoder_panic_and_what_decodes_fits_the_wire(
+        format in any_format(),
+        value in r#"\{("(address|port|weight|zone|tags|metadata|health|protocol)":("10\.0\.0\.1"|[0-9-]{1,6}|null|\[("a",?){0,2}\]|\{\}|"passing"|"http2"),?){0,5}\}"#,
+    ) {
+        if let Ok((_, node)) = format.decode(PREFIX, &format!("{PREFIX}orders/10.0.0.1/1"), value.as_bytes(), Protocol::Http1) {
+            prop_assert!(node.address.port() != 0);
+            prop_assert!(node.encode().is_ok());
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_back(
+        format in any_format(),
+        address in any::<([u8; 4], u16)>(),
+        weight in any::<u32>(),
+        text in r"[^\p{C}]{0,30}",
+    ) {
+        let (mut ip, port) = address;
+        ip[0] = ip[0] % 200 + 1;
+        let address = SocketAddr::from((ip, port.max(1)));
+        let node = Node {
+            weight,
+            zone: text.clone(),
+            tags: vec![text.clone()],
+            metadata: BTreeMap::from([(text.clone(), text)]),
+            ..Node::at(address)
+        };
+        let (key, value) = encode(format, PREFIX, &node);
+        let (service, read) = format.decode(PREFIX, &key, value.as_bytes(), Protocol::Http1).unwrap();
+        prop_assert_eq!(service.as_str(), "orders");
+        prop_assert_eq!(read.address, address);
+        if matches!(format, Format::Waypost | Format::IpPid) {
+            prop_assert_eq!(Node { id: node.id.clone(), ..read }, node);
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! Mass loss: when too many of a service's nodes vanish at once, they are kept for a while.
+//!
+//! That etcd holds nothing for a service seldom means that nothing runs. A lost quorum, a wiped disk, a wrong
+//! `etcdctl del --prefix` or agents cut off from etcd make keys vanish while the processes go on serving. So:
+//!
+//! * Only the loss of a node that could be picked counts: what drained or was critical was on its way out.
+//! * Losses within `window` add up: leases seldom end in the same instant.
+//! * If the service is emptied, or more than `max_loss` of its nodes went, all of these losses are held for `grace`.
+//! * A node that comes back is used as it comes; one that does not goes when its grace has ended.
+//!
+//! Pure: the time is passed in.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use waypost_catalog::{Node, ServiceName};
+
+/// When to keep, and for how long.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GuardOptions {
+    /// Largest share (0 to 1) of a service's nodes that may go within `window`. At 1 only an emptied service is held.
+    pub max_loss: f64,
+    /// How long vanished nodes are kept; zero keeps none.
+    pub grace: Duration,
+    /// Losses within it add up.
+    pub window: Duration,
+}
+
+impl Default for GuardOptions {
+    fn default() -> Self {
+        Self { max_loss: 0.5, grace: Duration::from_secs(30), window: Duration::from_secs(10) }
+    }
+}
+
+/// Nobody waits longer, whatever was chosen.
+const LONGEST: Duration = Duration::from_secs(366 * 24 * 60 * 60);
+
+/// A node that vanished.
+#[derive(Debug)]
+struct Lost {
+    node: Node,
+    at: Instant,
+    held_until: Option<Instant>,
+}
+
+/// Keeps nodes that vanish in a mass. One guard serves all services; each is judged by itself.
+#[derive(Debug)]
+pub struct Guard {
+    options: GuardOptions,
+    /// The nodes that could be picked when the service was last applied.
+    present: HashMap<ServiceName, HashMap<SocketAddr, Node>>,
+    /// What vanished within the window, or is held. No empty maps.
+    lost: BTreeMap<ServiceName, BTreeMap<SocketAddr, Lost>>,
+    holds: u64,
+}
+
+impl Guard {
+    /// A guard that knows nothing yet.
+    pub fn new(mut options: GuardOptions) -> Self {
+        options.grace = options.grace.min(LONGEST);
+        options.window = options.window.min(LONGEST);
+        Self { options, present: HashMap::new(), lost: BTreeMap::new(), holds: 0 }
+    }
+
+    /// A service's nodes as they are to be used: those given, and those held.
+    pub fn apply(&mut self, service: &ServiceName, mut nodes: Vec<Node>, now: Instant) -> Vec<Node> {
+        let addresses: HashSet<SocketAddr> = nodes.iter().map(|node| node.address).collect();
+        let mut lost = self.lost.remove(service).unwrap_or_default();
+        lost.retain(|address, lost| {
+            let ends = lost.held_until.unwrap_or(lost.at + self.options.window);
+            !addresses.contains(address) && now < ends
+        });
+
+        let before = self.present.remove(service).unwrap_or_default();
+        let vanished = before.into_iter().filter(|(address, _)| !addresses.contains(address));
+        let vanished: Vec<_> =
+            vanished.map(|(address, node)| (address, Lost { node, at: now, held_until: None })).collect();
+        let any_vanished = !vanished.is_empty();
+        lost.extend(vanished);
+
+        let pickable = nodes.iter().filter(|node| node.is_pickable());
+        let present: HashMap<SocketAddr, Node> = pickable.map(|node| (node.address, node.clone())).collect();
+        if any_vanished && self.is_mass_loss(lost.len(), present.len()) {
+            self.holds += 1;
+            let until = now + self.options.grace;
+            for lost in lost.values_mut() {
+                lost.held_until.get_or_insert(until);
+            }
+            tracing::warn!(
+                service = service.as_str(),
+                lost = lost.len(),
+                left = present.len(),
+                grace = ?self.options.grace,
+                "too many nodes vanished at once: they are kept for a while",
+            );
+        }
+
+        nodes.extend(lost.values().filter(|lost| lost.held_until.is_some()).map(|lost| lost.node.clone()));
+        if !present.is_empty() {
+            self.present.insert(service.clone(), present);
+        }
+        if !lost.is_empty() {
+            self.lost.insert(service.clone(), lost);
+        }
+        nodes
+    }
+
+    fn is_mass_loss(&self, lost: usize, left: usize) -> bool {
+        let share = lost as f64 / (lost + left).max(1) as f64;
+        !self.options.grace.is_zero() && (left == 0 || share > self.options.max_loss)
+    }
+
+    /// When [`Self::expire`] is next due.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.held().filter_map(|lost| lost.held_until).min()
+    }
+
+    /// Lets go of what was held long enough; these services are to be applied again.
+    pub fn expire(&mut self, now: Instant) -> Vec<ServiceName> {
+        let mut changed = Vec::new();
+        self.lost.retain(|service, lost| {
+            let before = lost.len();
+            lost.retain(|_, lost| lost.held_until.is_none_or(|until| now < until));
+            if lost.len() < before {
+                changed.push(service.clone());
+            }
+            !lost.is_empty()
+        });
+        changed
+    }
+
+    /// Nodes that are held now.
+    pub fn held_nodes(&self) -> usize {
+        self.held().count()
+    }
+
+    /// How often a mass loss was met.
+    pub fn holds_total(&self) -> u64 {
+        self.holds
+    }
+
+    fn held(&self) -> impl Iterator<Item = &Lost> {
+        self.lost.values().flat_map(BTreeMap::values).filter(|lost| lost.held_until.is_some())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use waypost_catalog::Health;
+
+    use super::*;
+
+    fn node(number: u16) -> Node {
+        Node::at(SocketAddr::from(([10, 0, 0, 1], number)))
+    }
+
+    fn nodes(numbers: impl IntoIterator<Item = u16>) -> Vec<Node> {
+        numbers.into_iter().map(node).collect()
+    }
+
+    fn ports(nodes: &[Node]) -> Vec<u16> {
+        let mut ports: Vec<u16> = nodes.iter().map(|node| node.address.port()).collect();
+        ports.sort_unstable();
+        ports
+    }
+
+    struct Bench {
+        guard: Guard,
+        service: ServiceName,
+        start: Instant,
+    }
+
+    impl Bench {
+        fn new(options: GuardOptions) -> Self {
+            let service = ServiceName::new("orders").unwrap();
+            Self { guard: Guard::new(options), service, start: Instant::now() }
+        }
+
+        fn at(&mut self, seconds: u64, nodes: Vec<Node>) -> Vec<u16> {
+            let now = self.start + Duration::from_secs(seconds);
+            ports(&self.guard.apply(&self.service, nodes, now))
+        }
+
+        fn expire(&mut self, seconds: u64) -> Vec<ServiceName> {
+            self.guard.expire(self.start + Duration::from_secs(seconds))
+        }
+    }
+
+    #[test]
+    fn an_emptied_service_keeps_its_nodes_for_the_grace_period() {
+        let mut bench = Bench::new(GuardOptions::default());
+        assert_eq!(bench.at(0, nodes(1..=4)), [1, 2, 3, 4]);
+        assert_eq!(bench.at(1, vec![]), [1, 2, 3, 4]);
+        assert_eq!((bench.guard.held_nodes(), bench.guard.holds_total()), (4, 1));
+        assert_eq!(bench.guard.next_deadline(), Some(bench.start + Duration::from_secs(31)));
+        assert!(bench.expire(30).is_empty());
+        assert_eq!(bench.expire(31), [bench.service.clone()]);
+        assert!(bench.at(31, vec![]).is_empty());
+        assert_eq!((bench.guard.held_nodes(), bench.guard.next_deadline()), (0, None));
+        assert!(bench.guard.lost.is_empty() && bench.guard.present.is_empty());
+    }
+
+    #[test]
+    fn a_loss_within_the_allowed_share_is_let_through() {
+        let mut bench = Bench::new(GuardOptions::default());
+        bench.at(0, nodes(1..=4));
+        assert_eq!(bench.at(1, nodes(3..=4)), [3, 4]);
+        assert_eq!(bench.guard.held_nodes(), 0);
+    }
+
+    #[test]
+    fn losses_within_the_window_add_up_and_all_of_them_are_held() {
+        let mut bench = Bench::new(GuardOptions::default());
+        bench.at(0, nodes(1..=4));
+        assert_eq!(bench.at(1, nodes(2..=4)), [2, 3, 4]);
+        assert_eq!(bench.at(2, nodes(3..=4)), [3, 4]);
+        assert_eq!(bench.at(3, nodes(4..=4)), [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn losses_further_apart_than_the_window_do_not_add_up() {
+        let mut bench = Bench::new(GuardOptions::default());
+        bench.at(0, nodes(1..=4));
+        assert_eq!(bench.at(1, nodes(2..=4)), [2, 3, 4]);
+        assert_eq!(bench.at(12, nodes(3..=4)), [3, 4]);
+        assert_eq!(bench.at(23, nodes(4..=4)), [4]);
+    }
+
+    #[test]
+    fn a_rolling_replacement_is_no_mass_loss() {
+        let mut bench = Bench::new(GuardOptions::default());
+        bench.at(0, nodes(1..=4));
+        for step in 1..=4 {
+            bench.at(step, nodes(step as u16..=4 + step as u16));
+            assert_eq!(bench.at(step, nodes(1 + step as u16..=4 + step as u16)).len(), 4);
+        }
+        assert_eq!(bench.guard.holds_total(), 0);
+    }
+
+    #[test]
+    fn drained_and_critical_nodes_may_all_go() {
+        let mut bench = Bench::new(GuardOptions::default());
+        bench.at(0, nodes(1..=2));
+        let mut leaving = nodes(1..=2);
+        leaving[0].health = Health::Draining;
+        leaving[1].health = Health::Critical;
+        assert_eq!(bench.at(1, leaving), [1, 2]);
+        assert!(bench.at(2, vec![]).is_empty());
+    }
+
+    #[test]
+    fn a_held_node_that_comes_back_is_used_as_it_comes() {
+        let mut bench = Bench::new(GuardOptions::default());
+        bench.at(0, nodes(1..=2));
+        bench.at(1, vec![]);
+        let mut back = node(1);
+        back.weight = 7;
+        let now = bench.start + Duration::from_secs(2);
+        let used = bench.guard.apply(&bench.service, vec![back], now);
+        assert_eq!(ports(&used), [1, 2]);
+        assert_eq!(used.iter().find(|node| node.address.port() == 1).unwrap().weight, 7);
+        assert_eq!(bench.guard.held_nodes(), 1);
+    }
+
+    #[test]
+    fn what_goes_while_others_are_held_is_held_too() {
+        let mut bench = Bench::new(GuardOptions::default());
+        bench.at(0, nodes(1..=4));
+        bench.at(1, nodes(4..=4));
+        assert_eq!(bench.at(15, vec![]), [1, 2, 3, 4]);
+        bench.expire(31);
+        assert_eq!(bench.at(31, vec![]), [4]);
+    }
+
+    #[test]
+    fn without_grace_nothing_is_held() {
+        let mut bench = Bench::new(GuardOptions { grace: Duration::ZERO, ..GuardOptions::default() });
+        bench.at(0, nodes(1..=4));
+        assert!(bench.at(1, vec![]).is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn no_node_given_is_ever_missing_and_none_is_doubled(
+            steps in prop::collection::vec((0u64..20, prop::collection::btree_set(1u16..12, 0..10)), 1..30)
+        ) {
+            let mut bench = Bench::new(GuardOptions::default());
+            let mut time = 0;
+            for (wait, given) in steps {
+                time += wait;
+                bench.expire(time);
+                let used = bench.at(time, nodes(given.iter().copied()));
+                prop_assert!(given.iter().all(|port| used.contains(port)));
+                let mut distinct = used.clone();
+                distinct.dedup();
+                prop_assert_eq!(&distinct, &used);
+                prop_assert_eq!(used.len(), given.len() + bench.guard.held_nodes());
+            }
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! etcd as a service registry: registration that is never lost, and a mirror that never lies.
+//!
+//! * [`connection`]: one connection to one of several endpoints, the next one after a failure.
+//! * [`registrar`]: keys under a lease, asserted for ever: whatever happens to etcd, they come back.
+//! * [`mirror`]: everything under a prefix, ranged and then watched, with every way out of step noticed.
+//! * [`format`]: how services and nodes are written in keys and values.
+//! * [`view`]: a mirror's keys as nodes, the last good value of each.
+//! * [`guard`]: nodes kept for a while when too many vanish at once.
+//!
+//! Decisions are made by pure state machines that are told the time and the outcome of each request
+//! (`lease_machine`, `mirror_machine`); `registrar` and `mirror` only carry out what these ask for.
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
+
+pub mod backoff;
+pub mod connection;
+pub mod format;
+pub mod guard;
+mod lease_machine;
+pub mod mirror;
+mod mirror_machine;
+pub mod registrar;
+mod session;
+pub mod view;
+
+pub use connection::{ConnectError, ConnectOptions, Connector, Credentials, TlsOptions};
+pub use etcd_client;
+pub use format::Format;
+pub use guard::{Guard, GuardOptions};
+pub use mirror::{KeyValue, Mirror, MirrorEvent, MirrorOptions, MirrorStatus, ResyncReason};
+pub use registrar::{
+    Registrar, RegistrarOptions, RegistrarStats, Registration, RegistrationHandle, RegistrationState, RegistryError,
+    Shutdown,
+};
+pub use view::View;

@@ -1,0 +1,394 @@
+//! Everything under a prefix, in step with etcd.
+//!
+//! The full state first, at one revision, and from there on every change; after any doubt the full state again. What
+//! to do is decided by `mirror_machine`, whose page says how; the task here carries it out.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use etcd_client::{Client, Error as EtcdError, GetOptions, GetResponse, WatchOptions, WatchResponse, WatchStream};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::Code;
+
+use crate::{
+    connection::{Connector, describe},
+    mirror_machine::{Change, Message, MirrorMachine, Page, Range, RangeFailure, Step, prefix_end},
+    session::MAX_ANSWER_BYTES,
+};
+
+/// Events on their way to the consumer.
+const QUEUE: usize = 64;
+
+/// What to mirror, and how closely.
+#[derive(Clone, Debug)]
+pub struct MirrorOptions {
+    /// Every key that begins so.
+    pub prefix: String,
+    /// Keys asked for at once.
+    pub page_size: i64,
+    /// How often etcd is asked how far it is when nothing happens.
+    pub progress_interval: Duration,
+    /// A stream silent for that long is dead.
+    pub silence_limit: Duration,
+}
+
+impl MirrorOptions {
+    /// The usual settings for a prefix.
+    pub fn new(prefix: impl Into<String>) -> Self {
+        Self {
+            prefix: prefix.into(),
+            page_size: 1000,
+            progress_interval: Duration::from_secs(5),
+            silence_limit: Duration::from_secs(12),
+        }
+    }
+}
+
+/// A key and what etcd holds for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyValue {
+    /// The key.
+    pub key: String,
+    /// Its value.
+    pub value: Vec<u8>,
+    /// Revision of its last change.
+    pub mod_revision: i64,
+    /// Revision in which it was created.
+    pub create_revision: i64,
+    /// Its lease; 0 if it has none.
+    pub lease: i64,
+}
+
+/// What happened to the keys.
+#[derive(Clone, Debug)]
+pub enum MirrorEvent {
+    /// The full state: what is not in it is gone.
+    Synced {
+        /// Every key, in order.
+        entries: Vec<Arc<KeyValue>>,
+        /// Why it was fetched.
+        reason: ResyncReason,
+    },
+    /// What changed since. Each key comes once.
+    Changed {
+        /// Keys that were written.
+        puts: Vec<Arc<KeyValue>>,
+        /// Keys that are gone.
+        deletes: Vec<String>,
+        /// Revision of the last of these changes.
+        revision: i64,
+    },
+}
+
+/// Why the full state was fetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ResyncReason {
+    /// The first time.
+    First,
+    /// The stream broke off.
+    Reconnected,
+    /// etcd had forgotten the revisions in between.
+    Compacted,
+    /// etcd went back to an earlier revision: wiped, or restored from a backup.
+    RevisionRegressed,
+    /// Another cluster answered.
+    ClusterChanged,
+}
+
+impl ResyncReason {
+    /// Every reason.
+    pub const ALL: [Self; 5] =
+        [Self::First, Self::Reconnected, Self::Compacted, Self::RevisionRegressed, Self::ClusterChanged];
+
+    /// The name used in metrics and output.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::First => "first",
+            Self::Reconnected => "reconnected",
+            Self::Compacted => "compacted",
+            Self::RevisionRegressed => "revision_regressed",
+            Self::ClusterChanged => "cluster_changed",
+        }
+    }
+}
+
+impl std::fmt::Display for ResyncReason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// How the mirror stands.
+#[derive(Clone, Debug)]
+pub struct MirrorStatus {
+    /// In step with etcd now: the full state was delivered and the stream lives.
+    pub synced: bool,
+    /// The revision it stands at; 0 before the first full state.
+    pub revision: i64,
+    /// The cluster's id; 0 before the first full state.
+    pub cluster_id: u64,
+    /// When it was last known to be current; the time of its start before the first full state.
+    pub last_contact: Instant,
+    /// How often the full state was fetched, in the order of [`ResyncReason::ALL`].
+    pub resyncs: [(ResyncReason, u64); 5],
+    /// Keys left out because they are no UTF-8.
+    pub skipped_keys: u64,
+    /// Why it is not in step.
+    pub cause: Option<String>,
+}
+
+/// Keeps a copy of a prefix in step with etcd, for ever.
+#[derive(Debug)]
+pub struct Mirror {
+    status: watch::Receiver<MirrorStatus>,
+    task: JoinHandle<()>,
+    stop: DropGuard,
+}
+
+impl Mirror {
+    /// Starts, on the present Tokio runtime. Events come through the receiver; a slow receiver delays the mirror, and
+    /// loses nothing. Dropping the receiver or the mirror ends it.
+    pub fn start(connector: Connector, options: MirrorOptions) -> (Self, mpsc::Receiver<MirrorEvent>) {
+        let (events, receiver) = mpsc::channel(QUEUE);
+        let machine = MirrorMachine::new(options.clone(), now());
+        let (status_sender, status) = watch::channel(machine.status().clone());
+        let stop = CancellationToken::new();
+        let task = Task {
+            limit: connector.request_timeout(),
+            connector,
+            range_end: prefix_end(options.prefix.as_bytes()),
+            prefix: options.prefix,
+            machine,
+            events,
+            status: status_sender,
+            client: None,
+            stream: None,
+        };
+        let task = tokio::spawn(task.run(stop.clone()));
+        (Self { status, task, stop: stop.drop_guard() }, receiver)
+    }
+
+    /// How it stands, now and whenever that changes.
+    pub fn status(&self) -> watch::Receiver<MirrorStatus> {
+        self.status.clone()
+    }
+
+    /// Ends it, and returns when it has ended.
+    pub async fn shutdown(self) {
+        drop(self.stop);
+        // The task heeds the token wherever it waits.
+        let _ = self.task.await;
+    }
+}
+
+/// The thin ring round the machine.
+struct Task {
+    connector: Connector,
+    limit: Duration,
+    prefix: String,
+    range_end: Vec<u8>,
+    machine: MirrorMachine,
+    events: mpsc::Sender<MirrorEvent>,
+    status: watch::Sender<MirrorStatus>,
+    client: Option<Client>,
+    stream: Option<WatchStream>,
+}
+
+/// The receiver is gone: nobody wants to know any more.
+struct NobodyListens;
+
+impl Task {
+    async fn run(mut self, stop: CancellationToken) {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            NobodyListens = self.work() => {}
+        }
+    }
+
+    async fn work(&mut self) -> NobodyListens {
+        loop {
+            let step = self.machine.next(now());
+            let carried_out = match step {
+                Step::Wait(until) => {
+                    self.drop_connection();
+                    tokio::select! {
+                        () = tokio::time::sleep_until(until.into()) => Ok(()),
+                        () = self.events.closed() => return NobodyListens,
+                    }
+                }
+                Step::Connect => self.connect().await,
+                Step::Range(range) => self.range(range).await,
+                Step::Watch { from } => self.watch(from).await,
+                Step::Listen { ask_at, dead_at } => {
+                    tokio::select! {
+                        carried_out = listen(&mut self.machine, self.stream.as_mut(), self.limit, ask_at, dead_at) => carried_out,
+                        () = self.events.closed() => return NobodyListens,
+                    }
+                }
+            };
+            if let Err(cause) = carried_out {
+                self.drop_connection();
+                self.machine.failed(cause, now(), fastrand::f64());
+            }
+            if self.deliver().await.is_err() {
+                return NobodyListens;
+            }
+        }
+    }
+
+    fn drop_connection(&mut self) {
+        self.stream = None;
+        self.client = None;
+    }
+
+    /// Hands over what happened, and then says how the mirror stands: in this order, so that nobody who sees it
+    /// current has less than that.
+    async fn deliver(&mut self) -> Result<(), NobodyListens> {
+        let before = now();
+        while let Some(event) = self.machine.take_event() {
+            self.events.send(event).await.map_err(|_| NobodyListens)?;
+        }
+        // While the consumer was slow nobody listened to etcd: that was not etcd's silence.
+        self.machine.delayed(now().saturating_duration_since(before));
+        self.status.send_replace(self.machine.status().clone());
+        Ok(())
+    }
+
+    async fn connect(&mut self) -> Result<(), String> {
+        let (client, endpoint) = self.connector.connect_named().await.map_err(|error| error.to_string())?;
+        self.machine.connected(endpoint);
+        self.client = Some(client);
+        Ok(())
+    }
+
+    async fn range(&mut self, range: Range) -> Result<(), String> {
+        self.stream = None;
+        let client = self.client.as_ref().ok_or("not connected")?;
+        let mut kv = client.kv_client().max_decoding_message_size(MAX_ANSWER_BYTES);
+        // In the order of the keys, which is etcd's own: asking for it would make etcd fetch everything and sort it.
+        let options =
+            GetOptions::new().with_range(self.range_end.clone()).with_revision(range.revision).with_limit(range.limit);
+        let asked_at = now();
+        let outcome = match tokio::time::timeout(self.limit, kv.get(range.from, Some(options))).await {
+            Ok(answer) => answer.map_err(|error| range_failure(&error)).and_then(page),
+            Err(_) => Err(RangeFailure::TimedOut(self.limit)),
+        };
+        self.machine.ranged(outcome, asked_at, now(), fastrand::f64());
+        Ok(())
+    }
+
+    async fn watch(&mut self, from: i64) -> Result<(), String> {
+        let client = self.client.as_ref().ok_or("not connected")?;
+        let mut watch = client.watch_client().max_decoding_message_size(MAX_ANSWER_BYTES);
+        let options = WatchOptions::new()
+            .with_range(self.range_end.clone())
+            .with_start_revision(from)
+            .with_progress_notify()
+            .with_fragment();
+        let opened = tokio::time::timeout(self.limit, watch.watch(range_start(&self.prefix), Some(options))).await;
+        let opened = opened.map_err(|_| format!("no watch within {:?}", self.limit))?;
+        self.stream = Some(opened.map_err(|error| describe(&error))?);
+        self.machine.opened(now());
+        Ok(())
+    }
+}
+
+/// Waits for a message, or until it is time to ask for one, or to give up.
+async fn listen(
+    machine: &mut MirrorMachine,
+    stream: Option<&mut WatchStream>,
+    limit: Duration,
+    ask_at: Instant,
+    dead_at: Instant,
+) -> Result<(), String> {
+    let stream = stream.ok_or("no watch")?;
+    tokio::select! {
+        // What has come counts before what the clock says: after a long stop of this process both are due.
+        biased;
+        message = stream.message() => {
+            let message = message.map_err(|error| describe(&error))?.ok_or("etcd ended the watch")?;
+            machine.received(self::message(message), now(), fastrand::f64());
+        }
+        () = tokio::time::sleep_until(dead_at.into()) => return Err("the watch fell silent".into()),
+        () = tokio::time::sleep_until(ask_at.into()) => {
+            let asked = tokio::time::timeout(limit, stream.request_progress()).await;
+            asked.map_err(|_| "the watch takes no requests")?.map_err(|error| describe(&error))?;
+            machine.asked(now());
+        }
+    }
+    Ok(())
+}
+
+/// etcd takes no empty key: the first one possible stands for it.
+pub(crate) fn range_start(prefix: &str) -> Vec<u8> {
+    if prefix.is_empty() { vec![0] } else { prefix.as_bytes().to_vec() }
+}
+
+fn page(mut answer: GetResponse) -> Result<Page, RangeFailure> {
+    let header = answer.header().ok_or_else(|| RangeFailure::Broken("an answer without header".into()))?;
+    let (cluster_id, revision) = (header.cluster_id(), header.revision());
+    let more = answer.more();
+    let mut page = Page { cluster_id, revision, more, last_key: Vec::new(), entries: Vec::new(), skipped: 0 };
+    let kvs = answer.take_kvs();
+    page.last_key = kvs.last().map(|kv| kv.key().to_vec()).unwrap_or_default();
+    for kv in kvs {
+        let (mod_revision, create_revision, lease) = (kv.mod_revision(), kv.create_revision(), kv.lease());
+        let (key, value) = kv.into_key_value();
+        match String::from_utf8(key) {
+            Ok(key) => page.entries.push(Arc::new(KeyValue { key, value, mod_revision, create_revision, lease })),
+            Err(_) => page.skipped += 1,
+        }
+    }
+    Ok(page)
+}
+
+fn range_failure(error: &EtcdError) -> RangeFailure {
+    match error {
+        EtcdError::GRpcStatus(status) if status.code() == Code::OutOfRange => match status.message() {
+            message if message.contains("compacted") => RangeFailure::Compacted,
+            message if message.contains("future revision") => RangeFailure::Future,
+            message if message.contains("message length too large") => RangeFailure::TooLarge,
+            _ => RangeFailure::Broken(describe(error)),
+        },
+        _ => RangeFailure::Broken(describe(error)),
+    }
+}
+
+fn message(response: WatchResponse) -> Message {
+    let (cluster_id, revision) = response.header().map_or((0, 0), |header| (header.cluster_id(), header.revision()));
+    let changes = response.events().iter().filter_map(|event| event.kv()).map(|kv| {
+        let key = String::from_utf8(kv.key().to_vec()).ok();
+        // The client panics on a kind of event that it does not know; a version of 0 says the same of a deletion.
+        if kv.version() == 0 {
+            return Change { key, put: None, mod_revision: kv.mod_revision() };
+        }
+        let put = key.clone().map(|key| {
+            Arc::new(KeyValue {
+                key,
+                value: kv.value().to_vec(),
+                mod_revision: kv.mod_revision(),
+                create_revision: kv.create_revision(),
+                lease: kv.lease(),
+            })
+        });
+        Change { key, put, mod_revision: kv.mod_revision() }
+    });
+    Message {
+        cluster_id,
+        revision,
+        created: response.created(),
+        cancelled: response.canceled().then(|| response.cancel_reason().to_owned()),
+        compact_revision: response.compact_revision(),
+        changes: changes.collect(),
+    }
+}
+
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}

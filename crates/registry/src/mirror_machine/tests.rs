@@ -1,0 +1,420 @@
+//! The machine against a model of etcd with a history, compaction and wipes.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn options(page_size: i64) -> MirrorOptions {
+    MirrorOptions { page_size, ..MirrorOptions::new("/p/") }
+}
+
+type State = BTreeMap<String, (i64, u8)>;
+
+/// As much of etcd as the machine sees. `states[n]` is the state at revision n + 1.
+struct Etcd {
+    cluster_id: u64,
+    states: Vec<State>,
+    changes: Vec<Vec<Change>>,
+    compacted: i64,
+}
+
+impl Etcd {
+    fn new(cluster_id: u64) -> Self {
+        Self { cluster_id, states: vec![State::new()], changes: vec![vec![]], compacted: 0 }
+    }
+
+    fn revision(&self) -> i64 {
+        self.states.len() as i64
+    }
+
+    fn put(&mut self, key: &str, value: u8) {
+        let mut state = self.states.last().unwrap().clone();
+        let revision = self.revision() + 1;
+        state.insert(key.into(), (revision, value));
+        let change = Change { key: Some(key.into()), put: Some(entry(key, value, revision)), mod_revision: revision };
+        self.states.push(state);
+        self.changes.push(vec![change]);
+    }
+
+    fn delete(&mut self, key: &str) {
+        let mut state = self.states.last().unwrap().clone();
+        if state.remove(key).is_some() {
+            let change = Change { key: Some(key.into()), put: None, mod_revision: self.revision() + 1 };
+            self.states.push(state);
+            self.changes.push(vec![change]);
+        }
+    }
+
+    fn range(&self, range: &Range) -> Result<Page, RangeFailure> {
+        let revision = if range.revision == 0 { self.revision() } else { range.revision };
+        if revision < self.compacted {
+            return Err(RangeFailure::Compacted);
+        }
+        let state = self.states.get(revision as usize - 1).ok_or(RangeFailure::Future)?;
+        let from = String::from_utf8(range.from.clone()).unwrap();
+        let mut rest = state.range(from..).filter(|(key, _)| key.starts_with("/p/"));
+        let page: Vec<_> = rest.by_ref().take(range.limit as usize).collect();
+        Ok(Page {
+            cluster_id: self.cluster_id,
+            revision: self.revision(),
+            more: rest.next().is_some(),
+            last_key: page.last().map(|(key, _)| key.as_bytes().to_vec()).unwrap_or_default(),
+            entries: page.into_iter().map(|(key, (revision, value))| entry(key, *value, *revision)).collect(),
+            skipped: 0,
+        })
+    }
+
+    fn message(&self) -> Message {
+        Message { cluster_id: self.cluster_id, revision: self.revision(), ..Message::default() }
+    }
+
+    /// What a watch that stands at `next` says now.
+    fn watch(&self, next: &mut i64) -> Message {
+        if *next < self.compacted {
+            return Message { compact_revision: self.compacted, cancelled: Some(String::new()), ..self.message() };
+        }
+        let news = self.changes.get(*next as usize - 1..).unwrap_or_default();
+        let changes = news.iter().flatten().cloned().collect();
+        *next = (*next).max(self.revision() + 1);
+        Message { changes, ..self.message() }
+    }
+}
+
+fn entry(key: &str, value: u8, mod_revision: i64) -> Arc<KeyValue> {
+    Arc::new(KeyValue { key: key.into(), value: vec![value], mod_revision, create_revision: 1, lease: 0 })
+}
+
+/// The machine, what it is connected to, and a consumer.
+struct Bench {
+    machine: MirrorMachine,
+    etcd: Etcd,
+    watch: Option<(i64, bool)>,
+    now: Instant,
+    copy: State,
+    reasons: Vec<ResyncReason>,
+}
+
+impl Bench {
+    fn new(page_size: i64) -> Self {
+        let now = Instant::now();
+        let machine = MirrorMachine::new(options(page_size), now);
+        Self { machine, etcd: Etcd::new(7), watch: None, now, copy: State::new(), reasons: vec![] }
+    }
+
+    /// One step with everything going well.
+    fn step(&mut self) {
+        self.now += Duration::from_millis(1);
+        match self.machine.next(self.now) {
+            Step::Wait(until) => self.now = until,
+            Step::Connect => self.machine.connected("a:1"),
+            Step::Range(range) => {
+                self.watch = None;
+                self.machine.ranged(self.etcd.range(&range), self.now, self.now, 0.5);
+            }
+            Step::Watch { from } => {
+                self.watch = Some((from, true));
+                self.machine.opened(self.now);
+            }
+            Step::Listen { .. } => {
+                let (next, fresh) = self.watch.as_mut().unwrap();
+                let message = if std::mem::take(fresh) {
+                    Message { created: true, ..self.etcd.message() }
+                } else {
+                    self.etcd.watch(next)
+                };
+                self.machine.received(message, self.now, 0.5);
+            }
+        }
+        self.consume();
+    }
+
+    fn consume(&mut self) {
+        while let Some(event) = self.machine.take_event() {
+            match event {
+                MirrorEvent::Synced { entries, reason } => {
+                    self.reasons.push(reason);
+                    self.copy = entries.iter().map(|e| (e.key.clone(), (e.mod_revision, e.value[0]))).collect();
+                }
+                MirrorEvent::Changed { puts, deletes, .. } => {
+                    for put in puts {
+                        self.copy.insert(put.key.clone(), (put.mod_revision, put.value[0]));
+                    }
+                    for key in deletes {
+                        self.copy.remove(&key);
+                    }
+                }
+            }
+        }
+    }
+
+    fn cut(&mut self) {
+        self.watch = None;
+        self.machine.failed("cut".into(), self.now, 0.5);
+    }
+
+    fn in_step(&mut self) {
+        for _ in 0..60 {
+            self.step();
+        }
+        assert!(self.machine.status().synced, "{:?}", self.machine);
+        assert_eq!(&self.copy, self.etcd.states.last().unwrap());
+        assert_eq!(self.machine.status().revision, self.etcd.revision());
+    }
+
+    fn count(&self, reason: ResyncReason) -> u64 {
+        self.machine.status().resyncs.iter().find(|(counted, _)| *counted == reason).unwrap().1
+    }
+}
+
+#[test]
+fn pages_are_of_one_revision_and_the_watch_begins_right_after_it() {
+    let mut bench = Bench::new(10);
+    for key in 0..95 {
+        bench.etcd.put(&format!("/p/{key:03}"), 1);
+    }
+    bench.step();
+    for page in 0..10 {
+        let Step::Range(range) = bench.machine.next(bench.now) else { panic!("no page") };
+        assert_eq!((range.limit, range.revision), (10, if page == 0 { 0 } else { 96 }));
+        bench.step();
+        // What is written meanwhile comes by the watch.
+        bench.etcd.put("/p/000", 2);
+        bench.etcd.delete("/p/090");
+    }
+    assert_eq!(bench.machine.next(bench.now), Step::Watch { from: 97 });
+    assert_eq!(bench.copy.len(), 95);
+    bench.in_step();
+    assert_eq!(bench.reasons, [ResyncReason::First]);
+}
+
+#[test]
+fn after_a_cut_the_full_state_comes_first() {
+    let mut bench = Bench::new(10);
+    bench.etcd.put("/p/a", 1);
+    bench.in_step();
+    bench.cut();
+    assert!(!bench.machine.status().synced);
+    bench.etcd.delete("/p/a");
+    bench.etcd.put("/p/b", 1);
+    bench.in_step();
+    assert_eq!(bench.reasons, [ResyncReason::First, ResyncReason::Reconnected]);
+}
+
+#[test]
+fn compaction_of_what_was_not_seen_is_made_good_at_once_on_the_same_connection() {
+    let mut bench = Bench::new(10);
+    bench.etcd.put("/p/a", 1);
+    bench.in_step();
+    bench.etcd.put("/p/a", 2);
+    bench.etcd.put("/p/a", 3);
+    bench.etcd.compacted = bench.etcd.revision();
+    bench.step();
+    assert!(matches!(bench.machine.next(bench.now), Step::Range(_)));
+    bench.in_step();
+    assert_eq!(bench.count(ResyncReason::Compacted), 1);
+}
+
+#[test]
+fn compaction_between_two_pages_begins_the_pages_anew() {
+    let mut bench = Bench::new(2);
+    for key in 0..6 {
+        bench.etcd.put(&format!("/p/{key}"), 1);
+    }
+    for _ in 0..2 {
+        bench.step();
+    }
+    bench.etcd.put("/p/0", 2);
+    bench.etcd.compacted = bench.etcd.revision();
+    bench.in_step();
+    assert_eq!(bench.reasons, [ResyncReason::First]);
+}
+
+#[test]
+fn endless_compaction_ends_in_waiting_and_not_in_hammering() {
+    let mut bench = Bench::new(2);
+    bench.step();
+    for _ in 0..FRESH_STARTS {
+        assert!(matches!(bench.machine.next(bench.now), Step::Range(_)));
+        bench.machine.ranged(Err(RangeFailure::Compacted), bench.now, bench.now, 0.5);
+    }
+    bench.machine.ranged(Err(RangeFailure::Compacted), bench.now, bench.now, 0.5);
+    assert!(matches!(bench.machine.next(bench.now), Step::Wait(_)));
+}
+
+#[test]
+fn a_wiped_etcd_and_another_cluster_are_told_from_a_mere_cut() {
+    let mut bench = Bench::new(10);
+    for value in 0..5 {
+        bench.etcd.put("/p/a", value);
+    }
+    bench.in_step();
+    bench.etcd = Etcd::new(7);
+    bench.etcd.put("/p/b", 1);
+    bench.cut();
+    bench.in_step();
+    bench.etcd = Etcd::new(8);
+    for value in 0..9 {
+        bench.etcd.put("/p/c", value);
+    }
+    bench.cut();
+    bench.in_step();
+    assert_eq!(bench.reasons, [ResyncReason::First, ResyncReason::RevisionRegressed, ResyncReason::ClusterChanged]);
+}
+
+#[test]
+fn a_wipe_between_the_full_state_and_the_watch_is_noticed_by_the_watchs_first_answer() {
+    let mut bench = Bench::new(10);
+    for value in 0..5 {
+        bench.etcd.put("/p/a", value);
+    }
+    while !matches!(bench.machine.next(bench.now), Step::Watch { .. }) {
+        bench.step();
+    }
+    bench.etcd = Etcd::new(7);
+    bench.in_step();
+    assert_eq!(bench.reasons, [ResyncReason::First, ResyncReason::RevisionRegressed]);
+}
+
+#[test]
+fn silence_is_broken_by_asking_and_then_taken_for_death() {
+    let mut bench = Bench::new(10);
+    bench.in_step();
+    let heard = bench.now;
+    let Step::Listen { ask_at, dead_at } = bench.machine.next(bench.now) else { panic!("not listening") };
+    assert_eq!((ask_at - heard, dead_at - heard), (Duration::from_secs(5), Duration::from_secs(12)));
+    bench.machine.asked(ask_at);
+    let Step::Listen { ask_at: again, dead_at: still } = bench.machine.next(ask_at) else { panic!("not listening") };
+    assert_eq!((again - ask_at, still), (Duration::from_secs(5), dead_at));
+    assert_eq!(bench.machine.status().last_contact, heard);
+}
+
+#[test]
+fn a_slow_consumer_is_not_taken_for_a_silent_etcd() {
+    let mut bench = Bench::new(10);
+    bench.in_step();
+    bench.machine.delayed(Duration::from_secs(60));
+    let Step::Listen { dead_at, .. } = bench.machine.next(bench.now) else { panic!("not listening") };
+    assert_eq!(dead_at - bench.now, Duration::from_secs(72));
+}
+
+#[test]
+fn waits_grow_while_nothing_works_and_begin_anew_once_the_watch_goes_on() {
+    let mut bench = Bench::new(10);
+    bench.in_step();
+    let mut waits = Vec::new();
+    for _ in 0..8 {
+        bench.machine.failed("down".into(), bench.now, 1.0);
+        let Step::Wait(until) = bench.machine.next(bench.now) else { panic!("no wait") };
+        waits.push((until - bench.now).as_millis());
+    }
+    assert_eq!(waits, [50, 100, 200, 400, 800, 1600, 2000, 2000]);
+    bench.in_step();
+    bench.machine.failed("down".into(), bench.now, 1.0);
+    assert_eq!(bench.machine.next(bench.now), Step::Wait(bench.now + RECONNECT_BASE));
+    assert_eq!(bench.machine.status().cause.as_deref(), Some("etcd endpoint a:1: down"));
+}
+
+#[test]
+fn several_changes_of_one_key_in_one_message_are_folded() {
+    let mut bench = Bench::new(10);
+    bench.in_step();
+    bench.etcd.put("/p/a", 1);
+    bench.etcd.delete("/p/a");
+    bench.etcd.put("/p/b", 1);
+    bench.etcd.delete("/p/b");
+    bench.etcd.put("/p/b", 2);
+    let (next, _) = bench.watch.as_mut().unwrap();
+    let message = bench.etcd.watch(next);
+    bench.machine.received(message, bench.now, 0.5);
+    let Some(MirrorEvent::Changed { puts, deletes, revision }) = bench.machine.take_event() else { panic!("nothing") };
+    assert_eq!((puts.len(), puts[0].value[0], deletes, revision), (1, 2, vec!["/p/a".to_owned()], 6));
+}
+
+#[test]
+fn pages_shrink_when_they_are_too_large_or_late_and_grow_again() {
+    let mut bench = Bench::new(1000);
+    bench.step();
+    bench.machine.ranged(Err(RangeFailure::TooLarge), bench.now, bench.now, 0.5);
+    let Step::Range(range) = bench.machine.next(bench.now) else { panic!("no page") };
+    assert_eq!(range.limit, 500);
+    for _ in 0..10 {
+        bench.machine.connected("a:1");
+        bench.machine.ranged(Err(RangeFailure::TimedOut(Duration::from_secs(3))), bench.now, bench.now, 0.5);
+    }
+    bench.machine.connected("a:1");
+    let Step::Range(range) = bench.machine.next(bench.now) else { panic!("no page") };
+    assert_eq!(range.limit, 50);
+    bench.in_step();
+    bench.cut();
+    bench.machine.connected("a:1");
+    let Step::Range(range) = bench.machine.next(bench.now) else { panic!("no page") };
+    assert_eq!(range.limit, 100);
+}
+
+#[test]
+fn the_end_of_a_prefix_is_the_first_key_after_it() {
+    assert_eq!(prefix_end(b"/a/"), b"/a0");
+    assert_eq!(prefix_end(b"a\xff\xff"), b"b");
+    assert_eq!(prefix_end(b"\xff"), [0]);
+    assert_eq!(prefix_end(b""), [0]);
+}
+
+#[derive(Clone, Debug)]
+enum Event {
+    Step,
+    Put(u8, u8),
+    Delete(u8),
+    Compact,
+    Cut,
+    Wipe,
+    OtherCluster,
+    Cancelled,
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        12 => Just(Event::Step),
+        4 => (0u8..9, any::<u8>()).prop_map(|(key, value)| Event::Put(key, value)),
+        2 => (0u8..9).prop_map(Event::Delete),
+        1 => Just(Event::Compact),
+        1 => Just(Event::Cut),
+        1 => Just(Event::Wipe),
+        1 => Just(Event::OtherCluster),
+        1 => Just(Event::Cancelled),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn whatever_happens_the_copy_ends_up_as_etcd_is(
+        page_size in 1i64..5,
+        events in prop::collection::vec(event(), 1..150),
+    ) {
+        let mut bench = Bench::new(page_size);
+        for event in events {
+            match event {
+                Event::Step => bench.step(),
+                Event::Put(key, value) => bench.etcd.put(&format!("/p/{key}"), value),
+                Event::Delete(key) => bench.etcd.delete(&format!("/p/{key}")),
+                Event::Compact => bench.etcd.compacted = bench.etcd.revision(),
+                Event::Cut => bench.cut(),
+                // Whoever replaces etcd cuts its connections, and none is restored unnoticed.
+                Event::Wipe => {
+                    bench.etcd = Etcd::new(bench.etcd.cluster_id);
+                    bench.cut();
+                }
+                Event::OtherCluster => {
+                    bench.etcd = Etcd::new(bench.etcd.cluster_id + 1);
+                    bench.cut();
+                }
+                Event::Cancelled => {
+                    let message = Message { cancelled: Some("no leader".into()), ..bench.etcd.message() };
+                    if bench.watch.is_some() { bench.machine.received(message, bench.now, 0.5) }
+                }
+            }
+        }
+        bench.in_step();
+    }
+}

@@ -1,0 +1,288 @@
+//! A real etcd on ephemeral ports, a proxy that breaks connections in several ways, and waiting on conditions.
+
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    net::{SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use etcd_client::Client;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    process::{Child, Command},
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
+use waypost_registry::{ConnectOptions, Connector, MirrorEvent, RegistrationHandle, RegistrationState, ResyncReason};
+
+/// No condition takes longer, however busy the machine is.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Waits until `attempt` gives something.
+pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut attempt: impl FnMut() -> F) -> T {
+    let ends = Instant::now() + PATIENCE;
+    loop {
+        // One attempt may itself hang, as on an etcd that is going down.
+        if let Ok(Some(found)) = tokio::time::timeout(Duration::from_secs(3), attempt()).await {
+            return found;
+        }
+        assert!(Instant::now() < ends, "not within {PATIENCE:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn tool(name: &str) -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.tools/bin");
+    let path = std::env::var_os("WAYPOST_TOOLS").map_or(root, PathBuf::from).join(name);
+    assert!(path.is_file(), "{} is not there: run cargo xtask setup", path.display());
+    path
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// An etcd of one member. Killed when dropped.
+pub struct Etcd {
+    directory: tempfile::TempDir,
+    client_port: u16,
+    peer_port: u16,
+    scheme: &'static str,
+    arguments: Vec<String>,
+    process: Option<Child>,
+}
+
+impl Etcd {
+    pub async fn start() -> Self {
+        let mut etcd = Self::prepare("http", vec![]);
+        etcd.run().await;
+        etcd
+    }
+
+    /// An etcd that is not started yet.
+    pub fn prepare(scheme: &'static str, arguments: Vec<String>) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let (client_port, peer_port) = (free_port(), free_port());
+        Self { directory, client_port, peer_port, scheme, arguments, process: None }
+    }
+
+    /// Starts it, on the same ports and data as before, and waits until it answers.
+    pub async fn run(&mut self) {
+        self.spawn();
+        if self.scheme == "http" {
+            eventually("etcd answers", || async {
+                let client = Client::connect([self.url()], None).await.ok()?;
+                // Ready once it has a leader, and not before.
+                client
+                    .kv_client()
+                    .get("x", None)
+                    .await
+                    .map_or_else(|error| error.to_string().contains("user name").then_some(()), |_| Some(()))
+            })
+            .await;
+        }
+    }
+
+    pub fn spawn(&mut self) {
+        let (client, peer) = (self.url(), format!("http://127.0.0.1:{}", self.peer_port));
+        let process = Command::new(tool("etcd"))
+            .args(["--name", "m", "--unsafe-no-fsync", "--log-level", "error"])
+            .arg("--data-dir")
+            .arg(self.directory.path().join("data"))
+            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+            .args(["--initial-cluster", &format!("m={peer}")])
+            .args(&self.arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn();
+        self.process = Some(process.unwrap());
+    }
+
+    pub async fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill().await.unwrap();
+        }
+    }
+
+    /// Kills it, forgets all its data and starts it on the same ports.
+    pub async fn wipe(&mut self) {
+        self.kill().await;
+        std::fs::remove_dir_all(self.directory.path().join("data")).unwrap();
+        self.run().await;
+    }
+
+    pub fn url(&self) -> String {
+        format!("{}://127.0.0.1:{}", self.scheme, self.client_port)
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.client_port))
+    }
+
+    pub async fn client(&self) -> Client {
+        Client::connect([self.url()], None).await.unwrap()
+    }
+
+    pub fn connector(&self) -> Connector {
+        connector(&[self.url()])
+    }
+}
+
+pub fn connector(endpoints: &[String]) -> Connector {
+    Connector::new(ConnectOptions { endpoints: endpoints.to_vec(), ..ConnectOptions::default() }).unwrap()
+}
+
+/// Value and lease of a key.
+pub async fn get(client: &Client, key: &str) -> Option<(String, i64)> {
+    let answer = client.kv_client().get(key, None).await.ok()?;
+    let kv = answer.kvs().first()?;
+    Some((kv.value_str().unwrap().to_owned(), kv.lease()))
+}
+
+pub async fn value_is(client: &Client, key: &str, value: &str) {
+    eventually(&format!("{key} is {value}"), || async { get(client, key).await.filter(|(found, _)| found == value) })
+        .await;
+}
+
+pub async fn state_is(handle: &RegistrationHandle, wanted: impl Fn(&RegistrationState) -> bool) {
+    let mut state = handle.state();
+    let reached = tokio::time::timeout(PATIENCE, state.wait_for(wanted)).await;
+    if reached.is_err() {
+        panic!("{} stays {:?}", handle.key(), handle.state().borrow());
+    }
+}
+
+pub async fn registered(handle: &RegistrationHandle) {
+    state_is(handle, |state| *state == RegistrationState::Registered).await;
+}
+
+/// What a consumer of a mirror holds.
+pub struct Copy {
+    events: mpsc::Receiver<MirrorEvent>,
+    pub keys: BTreeMap<String, Vec<u8>>,
+    pub reasons: Vec<ResyncReason>,
+    pub changes: usize,
+}
+
+impl Copy {
+    pub fn new(events: mpsc::Receiver<MirrorEvent>) -> Self {
+        Self { events, keys: BTreeMap::new(), reasons: Vec::new(), changes: 0 }
+    }
+
+    pub async fn until(&mut self, what: &str, reached: impl Fn(&Self) -> bool) {
+        let ends = tokio::time::Instant::now() + PATIENCE;
+        while !reached(self) {
+            let event = tokio::time::timeout_at(ends, self.events.recv()).await;
+            match event.unwrap_or_else(|_| panic!("not within {PATIENCE:?}: {what}; {:?}", self.keys.len())).unwrap() {
+                MirrorEvent::Synced { entries, reason } => {
+                    self.reasons.push(reason);
+                    self.keys = entries.iter().map(|entry| (entry.key.clone(), entry.value.clone())).collect();
+                }
+                MirrorEvent::Changed { puts, deletes, .. } => {
+                    self.changes += 1;
+                    self.keys.extend(puts.iter().map(|entry| (entry.key.clone(), entry.value.clone())));
+                    for key in deletes {
+                        assert!(self.keys.remove(&key).is_some(), "{key} was not there");
+                    }
+                }
+            }
+        }
+    }
+
+    pub async fn until_value(&mut self, key: &str, value: Option<&str>) {
+        self.until(&format!("{key} is {value:?}"), |copy| {
+            copy.keys.get(key).map(Vec::as_slice) == value.map(str::as_bytes)
+        })
+        .await;
+    }
+}
+
+/// What the proxy does with bytes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Mode {
+    Forward,
+    /// Takes them and forgets them: a half-open connection.
+    Swallow,
+    /// Takes no more of them.
+    Pause,
+    /// Closes connections, and takes no new ones.
+    Cut,
+}
+
+/// A TCP proxy.
+pub struct Proxy {
+    pub address: SocketAddr,
+    mode: watch::Sender<Mode>,
+    tasks: JoinSet<()>,
+}
+
+impl Proxy {
+    pub async fn start(target: SocketAddr) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (mode, receiver) = watch::channel(Mode::Forward);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let mut connections = JoinSet::new();
+            while let Ok((near, _)) = listener.accept().await {
+                if *receiver.borrow() == Mode::Cut {
+                    continue;
+                }
+                let Ok(far) = TcpStream::connect(target).await else { continue };
+                let (near_read, near_write) = near.into_split();
+                let (far_read, far_write) = far.into_split();
+                let (there, back) = (receiver.clone(), receiver.clone());
+                connections.spawn(async move {
+                    tokio::join!(carry(near_read, far_write, there), carry(far_read, near_write, back));
+                });
+            }
+        });
+        Self { address, mode, tasks }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    pub fn set(&self, mode: Mode) {
+        self.mode.send_replace(mode);
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.tasks.abort_all();
+    }
+}
+
+async fn carry(
+    mut from: tokio::net::tcp::OwnedReadHalf,
+    mut to: tokio::net::tcp::OwnedWriteHalf,
+    mut mode: watch::Receiver<Mode>,
+) {
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        if mode.wait_for(|mode| *mode != Mode::Pause).await.is_err() {
+            return;
+        }
+        tokio::select! {
+            changed = mode.changed() => if changed.is_err() || *mode.borrow() == Mode::Cut { return },
+            read = from.read(&mut buffer) => match read {
+                Ok(bytes @ 1..) if *mode.borrow() != Mode::Swallow => {
+                    if to.write_all(&buffer[..bytes]).await.is_err() {
+                        return;
+                    }
+                }
+                Ok(1..) => {}
+                _ => return,
+            },
+        }
+    }
+}
