@@ -1,0 +1,275 @@
+//! The agent as a whole: everything started and stopped in order.
+//!
+//! Start: the state directory (whose lock keeps a second agent out), the sockets, what was served before, the mirrors,
+//! the servers, and last the registrations. Stop: first the registrations, draining; mirrors and servers go on until
+//! they are gone, so that every Envoy sees the draining; then the rest.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, anyhow};
+use tokio::task::{JoinError, JoinHandle};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::{
+    admin::{self, AdminError},
+    config::{self, Config},
+    etcd,
+    metrics::{Reloads, Sources},
+    mirroring::{MirrorSettings, Mirroring},
+    published::CatalogReceiver,
+    registrations::Registrations,
+    reload::{self, FileWatcher},
+    signals::{Signals, Wanted},
+    state::{self, StateDir, StateError, leases::Leases},
+    stream::{
+        metrics::StreamMetrics,
+        server::{self, ServerError, ServerOptions},
+        socket::{self, SocketError},
+    },
+    xds::XdsOptions,
+};
+
+/// How long an agent that was just killed, and has not quite gone yet, is waited for.
+const HELD_LIMIT: Duration = Duration::from_secs(3);
+const HELD_RETRY: Duration = Duration::from_millis(20);
+
+/// How long each part may take to end.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
+
+/// Runs the agent until a signal ends it.
+///
+/// # Errors
+/// Whatever keeps it from starting, or ends it against its will; registrations are then left to the next run.
+pub async fn run(path: &Path) -> anyhow::Result<()> {
+    let mut signals = Signals::listen().context("cannot listen for signals")?;
+    let mut agent = Agent::start(path).await?;
+    let mut files = FileWatcher::start(path)
+        .inspect_err(|error| warn!(%error, "changes of the configuration go unnoticed: send SIGHUP after one"))
+        .ok();
+    let failure = loop {
+        tokio::select! {
+            wanted = signals.next() => match wanted {
+                Wanted::Stop => break None,
+                Wanted::Reload => agent.reload(true),
+            },
+            () = changed(&mut files) => agent.reload(false),
+            error = agent.servers.ended() => break Some(error),
+        }
+    };
+    agent.stop(failure.is_none().then_some(&mut signals)).await;
+    failure.map_or(Ok(()), Err)
+}
+
+async fn changed(files: &mut Option<FileWatcher>) {
+    match files {
+        Some(files) => files.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+struct Agent {
+    path: PathBuf,
+    /// The configuration's text as it was last read, right or wrong.
+    text: String,
+    config: Config,
+    registrations: Registrations,
+    /// Cancelled: services that leave wait no more.
+    cut: CancellationToken,
+    mirroring: Mirroring,
+    servers: Servers,
+    saver: Saver,
+    reloads: Arc<Reloads>,
+    /// Keeps the lock.
+    _state: StateDir,
+}
+
+impl Agent {
+    async fn start(path: &Path) -> anyhow::Result<Self> {
+        let text = read(path)?;
+        let config =
+            config::parse(&path.display().to_string(), &text, &config::host_name()).map_err(|e| anyhow!("{e}"))?;
+        let connector = etcd::connector(&config.etcd)?;
+        let state = patiently(async || StateDir::open(&config.state_dir), StateError::is_held).await?;
+        let is_held = |error: &SocketError| matches!(error, SocketError::InUse(_));
+        let socket = patiently(async || socket::bind(&config.socket), is_held).await?;
+        let listener = patiently(async || admin::bind(config.admin).await, AdminError::is_held).await?;
+
+        let disk = state::catalog::load(&state.catalog_path());
+        let saved = disk.as_ref().map(|copy| copy.catalog.version());
+        let (mirroring, catalog) = Mirroring::start(connector.clone(), mirror_settings(&config), disk);
+        let saver = Saver::start(state.catalog_path(), catalog.clone(), saved);
+        let cut = CancellationToken::new();
+        let mut registrations = Registrations::new(connector, Arc::new(Leases::load(state.leases_path())), cut.clone());
+
+        let reloads = Arc::<Reloads>::default();
+        let streams = Arc::<StreamMetrics>::default();
+        let stop = CancellationToken::new();
+        let xds = XdsOptions { services: config.xds.services.clone(), connect_timeout: config.xds.connect_timeout };
+        let staleness = mirroring.board();
+        let options = ServerOptions { xds };
+        let serving = server::run(socket, catalog.clone(), staleness, options, Arc::clone(&streams), stop.clone());
+        let sources = Sources {
+            services: registrations.board(),
+            mirrors: mirroring.board(),
+            catalog,
+            streams,
+            reloads: Arc::clone(&reloads),
+        };
+        let servers = Servers {
+            streams: tokio::spawn(serving),
+            admin: tokio::spawn(admin::serve(listener, sources, stop.clone())),
+            stop,
+        };
+        registrations.apply(&config.services, config.drain);
+        let (node, services, watches) = (&config.node, config.services.len(), config.watches.len());
+        info!(version = env!("CARGO_PKG_VERSION"), node, services, watches, admin = %config.admin, "agent started");
+        let path = path.to_owned();
+        Ok(Self { path, text, config, registrations, cut, mirroring, servers, saver, reloads, _state: state })
+    }
+
+    /// Reads the configuration again and takes what is new in it. Unless `asked`, only if its text is another.
+    fn reload(&mut self, asked: bool) {
+        let text = match read(&self.path) {
+            Ok(text) => text,
+            Err(error) => {
+                error!(error = format!("{error:#}"), "the configuration stays as it was");
+                self.reloads.refused();
+                return;
+            }
+        };
+        if !asked && text == self.text {
+            return;
+        }
+        let parsed = config::parse(&self.path.display().to_string(), &text, &config::host_name());
+        self.text = text;
+        match parsed {
+            Ok(new) => self.take(new),
+            Err(invalid) => {
+                for problem in invalid.to_string().lines() {
+                    error!(problem, "the configuration stays as it was");
+                }
+                self.reloads.refused();
+            }
+        }
+    }
+
+    fn take(&mut self, mut new: Config) {
+        let kept = reload::keep_fixed(&self.config, &mut new);
+        if !kept.is_empty() {
+            let keys = kept.join(", ");
+            warn!(keys, "these keys changed and need a restart of the agent: their old values stay until then");
+        }
+        self.registrations.apply(&new.services, new.drain);
+        self.mirroring.apply(mirror_settings(&new));
+        self.config = new;
+        self.reloads.applied();
+        info!(path = %self.path.display(), "configuration reloaded");
+    }
+
+    /// Stops everything. With `signals`, the services leave first, and another signal cuts their drain short; without,
+    /// their registrations are left to the next run.
+    async fn stop(self, signals: Option<&mut Signals>) {
+        match signals {
+            Some(signals) => {
+                let drain = self.config.drain;
+                info!(?drain, "stopping: services drain, another signal cuts that short");
+                let mut leaving = std::pin::pin!(self.registrations.leave(drain));
+                loop {
+                    tokio::select! {
+                        () = &mut leaving => break,
+                        wanted = signals.next() => if wanted == Wanted::Stop { self.cut.cancel() },
+                    }
+                }
+            }
+            None => self.registrations.abandon().await,
+        }
+        self.servers.stop().await;
+        within("mirrors", self.mirroring.shutdown()).await;
+        self.saver.stop().await;
+        info!("agent stopped");
+    }
+}
+
+fn read(path: &Path) -> anyhow::Result<String> {
+    std::fs::read_to_string(path).with_context(|| format!("{}: cannot read the configuration", path.display()))
+}
+
+/// Tries again for a moment what an agent still holds that was just killed and has not quite gone yet.
+async fn patiently<T, E>(attempt: impl AsyncFn() -> Result<T, E>, is_held: impl Fn(&E) -> bool) -> Result<T, E> {
+    let limit = Instant::now() + HELD_LIMIT;
+    loop {
+        match attempt().await {
+            Err(error) if is_held(&error) && Instant::now() < limit => tokio::time::sleep(HELD_RETRY).await,
+            outcome => return outcome,
+        }
+    }
+}
+
+fn mirror_settings(config: &Config) -> MirrorSettings {
+    MirrorSettings { watches: config.watches.clone(), guard: config.guard.clone() }
+}
+
+/// The servers, which end only when told to.
+struct Servers {
+    streams: JoinHandle<Result<(), ServerError>>,
+    admin: JoinHandle<io::Result<()>>,
+    stop: CancellationToken,
+}
+
+impl Servers {
+    /// Waits until one of them ended, which it should not.
+    async fn ended(&mut self) -> anyhow::Error {
+        fn cause<E: Into<anyhow::Error>>(ended: Result<Result<(), E>, JoinError>) -> anyhow::Error {
+            match ended {
+                Ok(Ok(())) => anyhow!("nobody told it to"),
+                Ok(Err(error)) => error.into(),
+                Err(panicked) => panicked.into(),
+            }
+        }
+        tokio::select! {
+            ended = &mut self.streams => cause(ended).context("the server on the Unix socket ended"),
+            ended = &mut self.admin => cause(ended).context("the admin server ended"),
+        }
+    }
+
+    async fn stop(self) {
+        self.stop.cancel();
+        if !self.streams.is_finished() {
+            within("the server on the Unix socket", self.streams).await;
+        }
+        if !self.admin.is_finished() {
+            within("the admin server", self.admin).await;
+        }
+    }
+}
+
+/// The task that keeps the disk copy.
+struct Saver {
+    task: JoinHandle<()>,
+    stop: CancellationToken,
+}
+
+impl Saver {
+    fn start(path: PathBuf, catalog: CatalogReceiver, saved: Option<u64>) -> Self {
+        let stop = CancellationToken::new();
+        Self { task: tokio::spawn(state::catalog::keep_saved(path, catalog, saved, stop.clone())), stop }
+    }
+
+    async fn stop(self) {
+        self.stop.cancel();
+        within("the disk copy", self.task).await;
+    }
+}
+
+/// Waits for the end of a part, but not for ever.
+async fn within<T>(part: &str, end: impl Future<Output = T>) {
+    if tokio::time::timeout(STOP_LIMIT, end).await.is_err() {
+        warn!(part, limit = ?STOP_LIMIT, "did not stop in time");
+    }
+}

@@ -1,0 +1,160 @@
+//! `waypost config check`: what a configuration means, for people and for programs.
+
+use std::{fmt::Write as _, path::Path};
+
+use serde_json::{Value, json};
+
+use crate::config::{Check, CheckKind, Config, ConfigError, format_duration};
+
+/// The configuration in a few aligned lines.
+pub(super) fn summary(file: &Path, config: &Config) -> String {
+    let mut out = format!("{}: ok\n\n", file.display());
+    let guard = &config.guard;
+    let guard = match guard.enabled {
+        true => format!(
+            "{} of a service within {}, kept for {}",
+            guard.max_loss,
+            format_duration(guard.window),
+            format_duration(guard.grace)
+        ),
+        false => "off".to_owned(),
+    };
+    let facts = [
+        ["node", &config.node],
+        ["etcd", &config.etcd.endpoints.join(", ")],
+        ["socket", &config.socket.display().to_string()],
+        ["admin", &format!("http://{}", config.admin)],
+        ["state", &config.state_dir.display().to_string()],
+        ["clusters", &config.xds.services.join(", ")],
+        ["guard", &guard],
+    ];
+    table(&mut out, &facts.map(|row| row.map(str::to_owned)));
+
+    out.push('\n');
+    let mut rows = vec![["WATCH", "FORMAT", "PROTOCOL"].map(str::to_owned)];
+    rows.extend(
+        config.watches.iter().map(|w| [w.prefix.clone(), w.format.to_string(), w.protocol.as_str().to_owned()]),
+    );
+    table(&mut out, &rows);
+
+    if !config.services.is_empty() {
+        out.push('\n');
+        let mut rows = vec![["SERVICE", "INSTANCE", "ADDRESS", "PORT", "WEIGHT", "CHECK", "UNDER"].map(str::to_owned)];
+        rows.extend(config.services.iter().map(|service| {
+            let under = format!("{} ({})", service.root, service.format);
+            let check = service.check.as_ref().map_or_else(|| "none".to_owned(), describe);
+            let (port, weight) = (service.port.to_string(), service.weight.to_string());
+            [
+                service.name.to_string(),
+                service.instance.clone(),
+                service.address.to_string(),
+                port,
+                weight,
+                check,
+                under,
+            ]
+        }));
+        table(&mut out, &rows);
+    }
+    out
+}
+
+fn describe(check: &Check) -> String {
+    let kind = match &check.kind {
+        CheckKind::Http { path } => format!("http {path}"),
+        CheckKind::Tcp => "tcp".to_owned(),
+    };
+    format!("{kind} every {}", format_duration(check.interval))
+}
+
+/// Rows with every column as wide as its widest cell.
+fn table<const N: usize>(out: &mut String, rows: &[[String; N]]) {
+    let mut widths = [0; N];
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = cell.chars().count().max(*width);
+        }
+    }
+    for row in rows {
+        let mut line = String::new();
+        for (width, cell) in widths.iter().zip(row) {
+            _ = write!(line, "{cell:width$}  ");
+        }
+        out.push_str(line.trim_end());
+        out.push('\n');
+    }
+}
+
+/// The outcome as one line of JSON.
+pub(super) fn as_json(file: &Path, outcome: Result<Config, ConfigError>) -> serde_json::Result<String> {
+    let file = file.display().to_string();
+    let value = match outcome {
+        Ok(config) => json!({
+            "file": file,
+            "ok": true,
+            "node": config.node,
+            "watches": config.watches.iter().map(|watch| json!({
+                "prefix": watch.prefix,
+                "format": watch.format.as_str(),
+                "protocol": watch.protocol.as_str(),
+            })).collect::<Vec<_>>(),
+            "services": config.services.iter().map(|service| json!({
+                "name": service.name.as_str(),
+                "instance": service.instance,
+                "address": service.address.to_string(),
+                "port": service.port,
+                "weight": service.weight,
+                "check": service.check.as_ref().map(describe),
+                "root": service.root,
+                "format": service.format.as_str(),
+            })).collect::<Vec<_>>(),
+        }),
+        Err(ConfigError::Invalid(invalid)) => json!({ "file": file, "ok": false, "problems": invalid.problems }),
+        Err(error @ ConfigError::Unreadable { .. }) => {
+            json!({ "file": file, "ok": false, "problems": [{ "line": Value::Null, "message": error.to_string() }] })
+        }
+    };
+    Ok(serde_json::to_string(&value)? + "\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+
+    const TEXT: &str = "[etcd]\nendpoints = [\"http://127.0.0.1:2379\"]\n[[service]]\nname = \"orders\"\nport = 8080\n\
+                        check = { type = \"http\", path = \"/up\" }\n[[service]]\nname = \"db\"\nport = 5432\nweight = 10\n";
+
+    #[test]
+    fn the_summary_is_aligned() {
+        let config = config::parse("agent.toml", TEXT, "host-a").unwrap();
+        let expected = "\
+agent.toml: ok
+
+node      host-a
+etcd      http://127.0.0.1:2379
+socket    /run/waypost/agent.sock
+admin     http://127.0.0.1:9180
+state     /var/lib/waypost
+clusters  *
+guard     0.5 of a service within 10s, kept for 30s
+
+WATCH               FORMAT   PROTOCOL
+/waypost/services/  waypost  http1
+
+SERVICE  INSTANCE     ADDRESS  PORT  WEIGHT  CHECK              UNDER
+orders   host-a-8080  auto     8080  1       http /up every 2s  /waypost/services/ (waypost)
+db       host-a-5432  auto     5432  10      none               /waypost/services/ (waypost)
+";
+        assert_eq!(summary(Path::new("agent.toml"), &config), expected);
+    }
+
+    #[test]
+    fn problems_are_given_to_programs_with_line_and_column() {
+        let invalid = config::parse("agent.toml", "nod = 1", "host-a").unwrap_err();
+        let printed = as_json(Path::new("agent.toml"), Err(ConfigError::Invalid(invalid))).unwrap();
+        let value: Value = serde_json::from_str(&printed).unwrap();
+        assert_eq!(value["ok"], false);
+        assert_eq!((&value["problems"][0]["line"], &value["problems"][0]["column"]), (&json!(1), &json!(1)));
+    }
+}

@@ -1,0 +1,185 @@
+//! A service of this host, and its check.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    net::SocketAddr,
+    time::Duration,
+};
+
+use waypost_catalog::{Health, Node, Protocol, ServiceName};
+use waypost_registry::format::Format;
+
+use super::{reader::Section, sections::DEFAULT_ROOT, values};
+use crate::address::AddressSource;
+
+const MS: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+
+/// A service of this host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Its name.
+    pub name: ServiceName,
+    /// Where its address comes from.
+    pub address: AddressSource,
+    /// The port it listens on.
+    pub port: u16,
+    /// Name of this instance in the registry.
+    pub instance: String,
+    /// Its share of new requests; 0 means none.
+    pub weight: u32,
+    /// Failure domain; empty if unknown.
+    pub zone: String,
+    /// Version of what runs; empty if unknown.
+    pub version: String,
+    /// Free labels.
+    pub tags: Vec<String>,
+    /// Free data by name.
+    pub metadata: BTreeMap<String, String>,
+    /// What it speaks.
+    pub protocol: Protocol,
+    /// How it is written to the registry.
+    pub format: Format,
+    /// The prefix it is written under, which ends in `/`.
+    pub root: String,
+    /// How long the registration outlives the agent: whole seconds.
+    pub ttl: Duration,
+    /// Its check; without one it passes always.
+    pub check: Option<Check>,
+}
+
+/// A health check.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Check {
+    /// What is asked.
+    pub kind: CheckKind,
+    /// Time from one probe to the next.
+    pub interval: Duration,
+    /// Deadline of a probe.
+    pub timeout: Duration,
+    /// Passes in a row that make a critical service pass.
+    pub rise: u32,
+    /// Failures in a row that make a passing service critical.
+    pub fall: u32,
+}
+
+/// What a check asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CheckKind {
+    /// Whether a `GET` of this path answers with a status of 200 to 399.
+    Http {
+        /// The path, beginning with `/`.
+        path: String,
+    },
+    /// Whether the port accepts a connection.
+    Tcp,
+}
+
+impl Service {
+    /// The node it is, at an address and of a health.
+    pub fn node_at(&self, address: SocketAddr, health: Health) -> Node {
+        Node {
+            address,
+            weight: self.weight,
+            health,
+            protocol: self.protocol,
+            id: self.instance.clone(),
+            zone: self.zone.clone(),
+            version: self.version.clone(),
+            tags: self.tags.clone(),
+            metadata: self.metadata.clone(),
+        }
+    }
+}
+
+/// Every service of the document.
+pub(super) fn services(root: &Section<'_>, node: &str) -> Vec<Service> {
+    let mut seen = HashSet::new();
+    let mut services = Vec::new();
+    for section in root.sections("service") {
+        let Some(service) = service(&section, node) else { continue };
+        if !seen.insert((service.root.clone(), service.name.clone(), service.instance.clone())) {
+            let message =
+                format!("{:?} of {} is there already: set a different instance", service.instance, service.name);
+            section.problem("instance", message);
+        }
+        services.push(service);
+    }
+    services
+}
+
+fn service(section: &Section<'_>, node: &str) -> Option<Service> {
+    let name = section.require("name", "the service's name", values::service_name);
+    let address = section.get("address", values::parsed).unwrap_or(AddressSource::Auto);
+    let port = section.require("port", "the port it listens on", values::integer(1..=u16::MAX));
+    let instance = section.get("instance", values::segment);
+    let weight = section.get("weight", values::integer(0..=u32::MAX)).unwrap_or(1);
+    let zone = section.get("zone", values::text).unwrap_or_default();
+    let version = section.get("version", values::text).unwrap_or_default();
+    let tags = section.list("tags", values::text).unwrap_or_default();
+    let metadata = section.map("metadata", values::text).unwrap_or_default();
+    let protocol = section.get("protocol", values::protocol).unwrap_or(Protocol::Http1);
+    let format = section.get("format", values::format).unwrap_or(Format::Waypost);
+    let root = section.get("root", values::prefix);
+    let ttl = section.get("ttl", values::seconds(SECOND..=3600 * SECOND)).unwrap_or(5 * SECOND);
+    let check = section.section("check").map(check);
+    if format != Format::Waypost && !section.has("root") {
+        section.problem(
+            "root",
+            format!("missing: format {format} has no prefix of its own; write one, such as \"/services/\""),
+        );
+    }
+    section.finish();
+    let (name, port, check) = (name?, port?, check.map_or(Some(None), |check| check.map(Some))?);
+    let instance = instance.unwrap_or_else(|| format!("{node}-{port}"));
+    let root = root.unwrap_or_else(|| DEFAULT_ROOT.to_owned());
+    let service = Service {
+        name,
+        address,
+        port,
+        instance,
+        weight,
+        zone,
+        version,
+        tags,
+        metadata,
+        protocol,
+        format,
+        root,
+        ttl,
+        check,
+    };
+    if let Err(error) = service.node_at(SocketAddr::from(([127, 0, 0, 1], port)), Health::Passing).encode() {
+        section.problem("metadata", error.to_string());
+    }
+    Some(service)
+}
+
+fn check(section: Section<'_>) -> Option<Check> {
+    let kind = section.require("type", "\"http\" or \"tcp\"", |value| match values::text(value)?.as_str() {
+        kind @ ("http" | "tcp") => Ok(kind.to_owned()),
+        other => Err(format!("{other:?} is no type of check: allowed are \"http\" and \"tcp\"")),
+    });
+    let path = section.get("path", values::request_path);
+    let interval = section.get("interval", values::duration(100 * MS..=3600 * SECOND)).unwrap_or(2 * SECOND);
+    let timeout = section.get("timeout", values::duration(10 * MS..=60 * SECOND));
+    let rise = section.get("rise", values::integer(1..=100)).unwrap_or(2);
+    let fall = section.get("fall", values::integer(1..=100)).unwrap_or(3);
+    if let Some(timeout) = timeout.filter(|timeout| *timeout > interval) {
+        let (timeout, interval) = (values::format_duration(timeout), values::format_duration(interval));
+        section.problem(
+            "timeout",
+            format!("{timeout} is longer than the interval of {interval}: the two may be equal at most"),
+        );
+    }
+    if kind.as_deref() == Some("tcp") && section.has("path") {
+        section.problem("path", "is for checks of type \"http\"");
+    }
+    section.finish();
+    let kind = match kind?.as_str() {
+        "http" => CheckKind::Http { path: path.unwrap_or_else(|| "/".to_owned()) },
+        _ => CheckKind::Tcp,
+    };
+    let timeout = timeout.unwrap_or_else(|| SECOND.min(interval));
+    Some(Check { kind, interval, timeout, rise, fall })
+}

@@ -1,0 +1,31 @@
+//! The Waypost agent: registers a host's services, mirrors the registry, and streams it to Envoy.
+//!
+//! * [`config`]: the TOML file, parsed once into types that cannot be wrong.
+//! * [`check`] and [`registrations`]: this host's services, checked and kept registered.
+//! * [`effective`] and [`mirroring`]: what all watches know, merged, guarded and published as one catalog.
+//! * [`published`]: the seam to [`stream`] and [`xds`], which serve that catalog over a Unix socket.
+//! * [`state`]: what outlives a restart. [`admin`] and [`metrics`]: what people and monitoring see.
+//! * [`agent`] starts and stops all of it in order; [`reload`] says when the configuration changed.
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
+
+pub mod address;
+pub mod admin;
+pub mod agent;
+pub mod check;
+pub mod cli;
+pub mod config;
+pub mod effective;
+pub mod envoy_config;
+pub mod etcd;
+pub mod logging;
+pub mod metrics;
+pub mod mirroring;
+pub mod proto;
+pub mod published;
+pub mod registrations;
+pub mod reload;
+pub mod signals;
+pub mod state;
+pub mod stream;
+pub mod xds;

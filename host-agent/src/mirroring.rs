@@ -1,0 +1,225 @@
+//! Runs a mirror per watch, and publishes what they make of the catalog.
+//!
+//! All queued events are taken in before a version is published: thousands of puts at once make a few versions, and a
+//! single put goes out at once.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use futures::FutureExt as _;
+use tokio::{sync::watch, task::JoinHandle};
+use tokio_stream::{StreamExt as _, StreamMap, wrappers::ReceiverStream};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+use waypost_catalog::Catalog;
+use waypost_registry::{Connector, Mirror, MirrorEvent, MirrorOptions, MirrorStatus};
+
+use crate::{
+    config::{self, Watch},
+    effective::{Effective, Figures},
+    published::{CatalogReceiver, Staleness},
+    state::catalog::DiskCopy,
+};
+
+/// Events taken in before a version is published, however many more there are.
+const BATCH: usize = 4096;
+
+/// Everything that may change at a reload.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MirrorSettings {
+    /// What is watched.
+    pub watches: Vec<Watch>,
+    /// The guard.
+    pub guard: config::Guard,
+}
+
+/// How the mirrors stand, for metrics, the admin server and the stream's heartbeats.
+#[derive(Debug)]
+pub struct MirrorBoard {
+    mirrors: Mutex<Vec<(Watch, watch::Receiver<MirrorStatus>)>>,
+    figures: watch::Receiver<Figures>,
+    /// When the disk copy was written, or else the agent started: what is served before the first full mirror is as
+    /// old as that.
+    before: Instant,
+}
+
+impl MirrorBoard {
+    /// Every watch and the state of its mirror.
+    pub fn mirrors(&self) -> Vec<(Watch, MirrorStatus)> {
+        let mirrors = self.mirrors.lock().unwrap_or_else(PoisonError::into_inner);
+        mirrors.iter().map(|(watch, status)| (watch.clone(), status.borrow().clone())).collect()
+    }
+
+    /// Figures of the merge.
+    pub fn figures(&self) -> Figures {
+        self.figures.borrow().clone()
+    }
+}
+
+impl Staleness for MirrorBoard {
+    fn stale_for(&self) -> Duration {
+        let mirrors = self.mirrors.lock().unwrap_or_else(PoisonError::into_inner);
+        let current = |status: &MirrorStatus| if status.revision == 0 { self.before } else { status.last_contact };
+        let oldest = mirrors.iter().map(|(_, status)| current(&status.borrow())).min();
+        oldest.map_or(Duration::ZERO, |oldest| oldest.elapsed())
+    }
+}
+
+/// The running mirrors.
+#[derive(Debug)]
+pub struct Mirroring {
+    settings: watch::Sender<MirrorSettings>,
+    board: Arc<MirrorBoard>,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Mirroring {
+    /// Starts. The receiver has the disk copy at once, if there is one.
+    pub fn start(connector: Connector, settings: MirrorSettings, disk: Option<DiskCopy>) -> (Self, CatalogReceiver) {
+        let now = Instant::now();
+        let before = disk.as_ref().and_then(|copy| now.checked_sub(copy.age)).unwrap_or(now);
+        let MirrorSettings { watches, guard } = settings.clone();
+        let effective = Effective::new(watches, guard, disk.map(|copy| copy.catalog), now);
+        let (catalog, catalog_receiver) = watch::channel(effective.current());
+        let (figures, figures_receiver) = watch::channel(effective.figures());
+        let board = Arc::new(MirrorBoard { mirrors: Mutex::default(), figures: figures_receiver, before });
+        let (settings, settings_receiver) = watch::channel(settings);
+        let stop = CancellationToken::new();
+        let mut worker = Worker {
+            connector,
+            settings: settings_receiver,
+            effective,
+            mirrors: Vec::new(),
+            events: StreamMap::new(),
+            catalog,
+            figures,
+            board: Arc::clone(&board),
+        };
+        worker.start_mirrors();
+        let task = tokio::spawn(worker.run(stop.clone()));
+        (Self { settings, board, stop, task }, catalog_receiver)
+    }
+
+    /// How the mirrors stand.
+    pub fn board(&self) -> Arc<MirrorBoard> {
+        Arc::clone(&self.board)
+    }
+
+    /// Takes other settings. Watches that stay go on undisturbed.
+    pub fn apply(&self, settings: MirrorSettings) {
+        self.settings.send_if_modified(|current| {
+            let changed = *current != settings;
+            *current = settings;
+            changed
+        });
+    }
+
+    /// Ends all mirrors.
+    pub async fn shutdown(self) {
+        self.stop.cancel();
+        if let Err(error) = self.task.await {
+            warn!(%error, "the mirrors ended badly");
+        }
+    }
+}
+
+struct Worker {
+    connector: Connector,
+    settings: watch::Receiver<MirrorSettings>,
+    effective: Effective,
+    mirrors: Vec<(Watch, Mirror)>,
+    events: StreamMap<Watch, ReceiverStream<MirrorEvent>>,
+    catalog: watch::Sender<Option<Arc<Catalog>>>,
+    figures: watch::Sender<Figures>,
+    board: Arc<MirrorBoard>,
+}
+
+impl Worker {
+    async fn run(mut self, stop: CancellationToken) {
+        loop {
+            let deadline = self.effective.next_deadline();
+            tokio::select! {
+                () = stop.cancelled() => break,
+                changed = self.settings.changed() => match changed {
+                    Ok(()) => self.reconfigure().await,
+                    Err(_) => break,
+                },
+                Some((watch, event)) = self.events.next() => {
+                    self.take_in(&watch, &event);
+                    self.take_in_queued();
+                }
+                () = sleep_until(deadline) => {}
+            }
+            self.publish();
+        }
+        for (_, mirror) in self.mirrors {
+            mirror.shutdown().await;
+        }
+    }
+
+    fn take_in(&mut self, watch: &Watch, event: &MirrorEvent) {
+        if let MirrorEvent::Changed { puts, deletes, revision } = event {
+            debug!(prefix = watch.prefix, puts = puts.len(), deletes = deletes.len(), revision, "mirror changed");
+        }
+        self.effective.apply(watch, event, Instant::now());
+    }
+
+    fn take_in_queued(&mut self) {
+        for _ in 1..BATCH {
+            // Outside the scheduler's budget, which would end the batch long before the queue is empty.
+            match tokio::task::unconstrained(self.events.next()).now_or_never().flatten() {
+                Some((watch, event)) => self.take_in(&watch, &event),
+                None => return,
+            }
+        }
+    }
+
+    fn publish(&mut self) {
+        if let Some(catalog) = self.effective.publish(Instant::now()) {
+            debug!(version = catalog.version(), services = catalog.services().len(), "catalog published");
+            self.catalog.send_replace(Some(catalog));
+        }
+        let figures = self.effective.figures();
+        self.figures.send_if_modified(|current| std::mem::replace(current, figures.clone()) != figures);
+    }
+
+    async fn reconfigure(&mut self) {
+        let MirrorSettings { watches, guard } = self.settings.borrow_and_update().clone();
+        self.effective.set_guard(guard, Instant::now());
+        self.effective.set_watches(&watches);
+        let (kept, removed) =
+            std::mem::take(&mut self.mirrors).into_iter().partition(|(watch, _)| watches.contains(watch));
+        self.mirrors = kept;
+        self.start_mirrors();
+        for (watch, mirror) in removed {
+            info!(prefix = watch.prefix, "watch removed");
+            self.events.remove(&watch);
+            mirror.shutdown().await;
+        }
+    }
+
+    /// Starts a mirror for each watch that has none, and shows them all on the board.
+    fn start_mirrors(&mut self) {
+        let watches = self.settings.borrow().watches.clone();
+        for watch in watches {
+            if self.mirrors.iter().any(|(known, _)| *known == watch) {
+                continue;
+            }
+            let (mirror, events) = Mirror::start(self.connector.clone(), MirrorOptions::new(watch.prefix.clone()));
+            self.events.insert(watch.clone(), ReceiverStream::new(events));
+            self.mirrors.push((watch, mirror));
+        }
+        let shown = self.mirrors.iter().map(|(watch, mirror)| (watch.clone(), mirror.status())).collect();
+        *self.board.mirrors.lock().unwrap_or_else(PoisonError::into_inner) = shown;
+    }
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,381 @@
+//! This host's services in the registry: one keeper per service, one registrar (and lease) per TTL.
+//!
+//! [`Registrations::apply`] takes the configuration's services at start and at every reload: new ones are registered,
+//! changed ones updated where they are, and those that are gone drain and leave without holding up the others.
+
+mod board;
+mod keeper;
+
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{sync::watch, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+use waypost_registry::{Connector, Registrar, RegistrarOptions, Shutdown};
+
+pub use self::board::{Board, ServiceId, ServiceStatus};
+use self::keeper::{Desired, Keeper, Phase, Progress};
+use crate::{config::Service, state::leases::Leases};
+
+/// What leaving may take beyond the drain: the draining put, the delete, and their retries.
+const LEAVE_MARGIN: Duration = Duration::from_secs(8);
+
+/// All registrations of this host.
+#[derive(Debug)]
+pub struct Registrations {
+    connector: Connector,
+    leases: Arc<Leases>,
+    board: Arc<Board>,
+    registrars: BTreeMap<u64, LeasedRegistrar>,
+    keepers: BTreeMap<ServiceId, RunningKeeper>,
+    /// Cut short, no leaving service waits for its drain any more.
+    cut: CancellationToken,
+    started: bool,
+}
+
+/// A registrar, and the tasks around it, which share it.
+#[derive(Debug)]
+struct LeasedRegistrar {
+    registrar: Arc<Registrar>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct RunningKeeper {
+    desired: watch::Sender<Desired>,
+    progress: watch::Receiver<Progress>,
+    task: JoinHandle<()>,
+}
+
+impl Registrations {
+    /// No registrations yet. Cancelling `cut` ends the waiting of services that leave.
+    pub fn new(connector: Connector, leases: Arc<Leases>, cut: CancellationToken) -> Self {
+        Self {
+            connector,
+            leases,
+            board: Arc::default(),
+            registrars: BTreeMap::new(),
+            keepers: BTreeMap::new(),
+            cut,
+            started: false,
+        }
+    }
+
+    /// Where the services' state can be seen.
+    pub fn board(&self) -> Arc<Board> {
+        Arc::clone(&self.board)
+    }
+
+    /// Makes `services` what is registered. Those that are no longer named drain for `drain`.
+    pub fn apply(&mut self, services: &[Service], drain: Duration) {
+        let wanted: BTreeMap<ServiceId, Arc<Service>> =
+            services.iter().map(|service| (ServiceId::of(service), Arc::new(service.clone()))).collect();
+        for (id, keeper) in &self.keepers {
+            if !wanted.contains_key(id) && keeper.leave(drain) {
+                info!(service = %id.name, instance = id.instance, ?drain, "service removed: draining it");
+            }
+        }
+        for (id, service) in wanted {
+            match self.keepers.entry(id) {
+                Entry::Occupied(entry) => entry.get().serve(service),
+                Entry::Vacant(entry) => {
+                    let ttl = service.ttl.as_secs();
+                    let adopts = !self.started && self.leases.get(ttl).is_some();
+                    let registrar = self
+                        .registrars
+                        .entry(ttl)
+                        .or_insert_with(|| start_registrar(&self.connector, &self.leases, &self.board, service.ttl));
+                    let registrar = Arc::clone(&registrar.registrar);
+                    let (board, cut) = (Arc::clone(&self.board), self.cut.clone());
+                    let id = entry.key().clone();
+                    entry.insert(RunningKeeper::start(
+                        |desired, progress| Keeper::new(id, registrar, adopts, desired, progress, board, cut),
+                        service,
+                    ));
+                }
+            }
+        }
+        if !self.started {
+            self.prune_when_decided();
+        }
+        self.started = true;
+        // A keeper whose service has left ends when nobody can ask it to serve again.
+        self.keepers.retain(|_, keeper| *keeper.progress.borrow() != Progress::Gone || keeper.is_to_serve());
+    }
+
+    fn prune_when_decided(&mut self) {
+        for (ttl, leased) in &mut self.registrars {
+            let of_ttl = self.keepers.values().filter(|keeper| keeper.ttl() == *ttl);
+            let keepers = of_ttl.map(|keeper| keeper.progress.clone()).collect();
+            leased.tasks.push(tokio::spawn(prune_once_decided(Arc::clone(&leased.registrar), keepers)));
+        }
+    }
+
+    /// Drains every service, deregisters them and gives the leases up.
+    pub async fn leave(mut self, drain: Duration) {
+        for keeper in self.keepers.values() {
+            keeper.leave(drain);
+        }
+        let gone = async {
+            for keeper in self.keepers.values_mut() {
+                // An error means that the keeper has ended, which is as good.
+                _ = keeper.progress.wait_for(|progress| *progress == Progress::Gone).await;
+            }
+        };
+        if tokio::time::timeout(drain + LEAVE_MARGIN, gone).await.is_err() {
+            warn!("not every service could be deregistered in time: their leases expire by themselves");
+        }
+        self.end(Shutdown::Deregister).await;
+    }
+
+    /// Stops without touching the registry, so that the next run adopts what is registered.
+    pub async fn abandon(self) {
+        self.end(Shutdown::Leave).await;
+    }
+
+    async fn end(self, mode: Shutdown) {
+        for keeper in self.keepers.into_values() {
+            keeper.task.abort();
+            // Aborted or ended: either way it no longer shares its registrar.
+            _ = keeper.task.await;
+        }
+        for (ttl, LeasedRegistrar { registrar, tasks }) in self.registrars {
+            for task in tasks {
+                task.abort();
+                _ = task.await;
+            }
+            let deregisters = matches!(mode, Shutdown::Deregister);
+            match Arc::into_inner(registrar) {
+                Some(registrar) => registrar.shutdown(mode).await,
+                None => warn!(ttl, "a registrar is still in use: its lease expires by itself"),
+            }
+            if deregisters {
+                note(&self.leases, ttl, None).await;
+            }
+        }
+    }
+}
+
+fn start_registrar(connector: &Connector, leases: &Arc<Leases>, board: &Arc<Board>, ttl: Duration) -> LeasedRegistrar {
+    let options = RegistrarOptions { ttl, adopt: leases.get(ttl.as_secs()) };
+    let registrar = Arc::new(Registrar::start(connector.clone(), options));
+    let noting = note_leases(Arc::clone(&registrar), Arc::clone(leases), Arc::clone(board), ttl.as_secs());
+    LeasedRegistrar { registrar, tasks: vec![tokio::spawn(noting)] }
+}
+
+/// Keeps the file of leases up to date.
+async fn note_leases(registrar: Arc<Registrar>, leases: Arc<Leases>, board: Arc<Board>, ttl: u64) {
+    let mut lease = registrar.lease();
+    loop {
+        let held = *lease.borrow_and_update();
+        board.note_leases_lost(ttl, registrar.stats().leases_lost);
+        // A lost lease stays noted until there is another: adopting one that is gone does no harm.
+        if held.is_some() {
+            note(&leases, ttl, held).await;
+        }
+        if lease.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Once each of the keepers has decided, whatever else an adopted lease holds is of services that are not configured
+/// any more.
+async fn prune_once_decided(registrar: Arc<Registrar>, keepers: Vec<watch::Receiver<Progress>>) {
+    for mut keeper in keepers {
+        // An error means that the keeper has ended, which is as decided as can be.
+        _ = keeper.wait_for(|progress| *progress != Progress::Deciding).await;
+    }
+    registrar.prune();
+}
+
+async fn note(leases: &Arc<Leases>, ttl: u64, lease: Option<i64>) {
+    let leases = Arc::clone(leases);
+    if let Err(error) = tokio::task::spawn_blocking(move || leases.set(ttl, lease)).await {
+        warn!(%error, "noting a lease failed");
+    }
+}
+
+impl RunningKeeper {
+    fn start(
+        keeper: impl FnOnce(watch::Receiver<Desired>, watch::Sender<Progress>) -> Keeper,
+        service: Arc<Service>,
+    ) -> Self {
+        let (desired, desired_receiver) = watch::channel(Desired { service, phase: Phase::Serve });
+        let (progress_sender, progress) = watch::channel(Progress::Deciding);
+        let task = tokio::spawn(keeper(desired_receiver, progress_sender).run());
+        Self { desired, progress, task }
+    }
+
+    fn ttl(&self) -> u64 {
+        self.desired.borrow().service.ttl.as_secs()
+    }
+
+    fn is_to_serve(&self) -> bool {
+        self.desired.borrow().phase == Phase::Serve
+    }
+
+    fn serve(&self, service: Arc<Service>) {
+        self.desired.send_if_modified(|desired| {
+            let mut service = service;
+            if service.ttl != desired.service.ttl {
+                // Another TTL is another lease: moving a living key between two would show it as gone in between.
+                let (service_name, ttl) = (&service.name, desired.service.ttl);
+                warn!(service = %service_name, ?ttl, "a changed ttl takes effect when the agent is restarted");
+                service = Arc::new(Service { ttl, ..Service::clone(&service) });
+            }
+            let changed = desired.phase != Phase::Serve || desired.service != service;
+            if changed {
+                info!(service = %service.name, instance = service.instance, "service changed");
+                *desired = Desired { service, phase: Phase::Serve };
+            }
+            changed
+        });
+    }
+
+    /// Whether that is news to it.
+    fn leave(&self, drain: Duration) -> bool {
+        self.desired.send_if_modified(|desired| {
+            let news = desired.phase == Phase::Serve;
+            if news {
+                desired.phase = Phase::Leave { drain };
+            }
+            news
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+    use waypost_catalog::Health;
+    use waypost_registry::ConnectOptions;
+
+    use super::*;
+    use crate::config;
+
+    /// Registrations with an etcd that is not there.
+    fn registrations(leases: Leases) -> Registrations {
+        let connector = Connector::new(ConnectOptions {
+            endpoints: vec!["http://127.0.0.1:1".into()],
+            auth: None,
+            tls: None,
+            connect_timeout: Duration::from_millis(200),
+            request_timeout: Duration::from_millis(200),
+        });
+        Registrations::new(connector.unwrap(), Arc::new(leases), CancellationToken::new())
+    }
+
+    fn no_leases(dir: &tempfile::TempDir) -> Leases {
+        Leases::load(dir.path().join("leases.json"))
+    }
+
+    fn services(text: &str) -> Vec<Service> {
+        let text = format!("[etcd]\nendpoints = [\"http://127.0.0.1:1\"]\n{text}");
+        config::parse("agent.toml", &text, "host-a").unwrap().services
+    }
+
+    const WEB: &str = "[[service]]\nname = \"web\"\nport = 80\naddress = \"127.0.0.1\"\n";
+    /// Nothing listens on port 1.
+    const FAILING: &str = "[[service]]\nname = \"web\"\nport = 1\naddress = \"127.0.0.1\"\n\
+                           check = { type = \"tcp\", interval = \"100ms\", fall = 2 }\n";
+
+    async fn until(board: &Board, expected: impl Fn(&[ServiceStatus]) -> bool) -> Vec<ServiceStatus> {
+        let limit = Instant::now() + Duration::from_secs(5);
+        loop {
+            let found: Vec<_> = board.services().into_iter().map(|(_, status)| status).collect();
+            if expected(&found) {
+                return found;
+            }
+            assert!(Instant::now() < limit, "{found:?}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    fn health(status: &[ServiceStatus]) -> Option<Health> {
+        status.first().and_then(|status| status.health)
+    }
+
+    #[tokio::test]
+    async fn leaving_ends_in_time_though_etcd_is_down() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut registrations = registrations(no_leases(&dir));
+        let board = registrations.board();
+        registrations.apply(&services(WEB), Duration::ZERO);
+        until(&board, |status| health(status) == Some(Health::Passing)).await;
+        let started = Instant::now();
+        registrations.leave(Duration::from_millis(100)).await;
+        assert!(started.elapsed() < LEAVE_MARGIN + Duration::from_secs(5), "{:?}", started.elapsed());
+        assert!(board.services().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_removed_service_drains_and_serves_on_if_it_is_named_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut registrations = registrations(no_leases(&dir));
+        let board = registrations.board();
+        registrations.apply(&services(WEB), Duration::ZERO);
+        until(&board, |status| health(status) == Some(Health::Passing)).await;
+        registrations.apply(&[], Duration::from_secs(60));
+        until(&board, |status| health(status) == Some(Health::Draining)).await;
+        registrations.apply(&services(WEB), Duration::ZERO);
+        until(&board, |status| health(status) == Some(Health::Passing)).await;
+        registrations.abandon().await;
+    }
+
+    #[tokio::test]
+    async fn cutting_the_drain_short_lets_services_leave_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut registrations = registrations(no_leases(&dir));
+        let (board, cut) = (registrations.board(), registrations.cut.clone());
+        registrations.apply(&services(WEB), Duration::ZERO);
+        until(&board, |status| health(status) == Some(Health::Passing)).await;
+        let leaving = tokio::spawn(registrations.leave(Duration::from_secs(3600)));
+        until(&board, |status| health(status) == Some(Health::Draining)).await;
+        cut.cancel();
+        let ended = tokio::time::timeout(LEAVE_MARGIN + Duration::from_secs(5), leaving).await;
+        ended.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_new_service_whose_check_fails_is_critical_from_the_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut registrations = registrations(no_leases(&dir));
+        registrations.apply(&services(FAILING), Duration::ZERO);
+        let found = until(&registrations.board(), |status| health(status).is_some()).await;
+        assert_eq!(health(&found), Some(Health::Critical));
+        assert!(found[0].registration.is_some(), "seen, but not picked");
+        registrations.abandon().await;
+    }
+
+    #[tokio::test]
+    async fn a_service_of_an_adopted_lease_is_left_as_it_was_until_its_check_has_decided() {
+        let dir = tempfile::tempdir().unwrap();
+        let leases = no_leases(&dir);
+        leases.set(5, Some(42));
+        let mut registrations = registrations(leases);
+        let board = registrations.board();
+        registrations.apply(&services(FAILING), Duration::ZERO);
+        let first = until(&board, |status| status.first().is_some_and(|status| status.problem.is_some())).await;
+        assert!(first[0].health.is_none() && first[0].registration.is_none(), "{first:?}");
+        until(&board, |status| health(status) == Some(Health::Critical)).await;
+        registrations.abandon().await;
+    }
+
+    #[tokio::test]
+    async fn a_changed_ttl_waits_for_a_restart_and_other_changes_do_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut registrations = registrations(no_leases(&dir));
+        registrations.apply(&services(WEB), Duration::ZERO);
+        registrations.apply(&services(&format!("{WEB}ttl = \"9s\"\nweight = 7\n")), Duration::ZERO);
+        let keeper = registrations.keepers.values().next().unwrap();
+        let service = Arc::clone(&keeper.desired.borrow().service);
+        assert_eq!((service.ttl, service.weight), (Duration::from_secs(5), 7));
+        assert_eq!(registrations.registrars.len(), 1);
+        registrations.abandon().await;
+    }
+}

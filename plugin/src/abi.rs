@@ -1,0 +1,355 @@
+//! The module's edge: the host's functions behind our traits, and the callbacks that Envoy enters.
+//!
+//! There are two ways in. The finished module exports only what `exports.txt` lists: requests come straight to
+//! [`waypost_on_request_headers`], and no context is made for them. The module as the compiler leaves it works too, by
+//! the SDK's table of contexts, at several entries per request. Both end in the same functions.
+#![allow(unsafe_code)] // Exports, imports, and memory that the host hands over: what an ABI is made of.
+
+use std::{cell::RefCell, time::Duration};
+
+use proxy_wasm::{
+    hostcalls,
+    traits::{Context, HttpContext, RootContext},
+    types::{Action, BufferType, ContextType, LogLevel, MapType, MetricType, Status},
+};
+use waypost_catalog::wire::limits;
+
+use crate::{
+    counters::Counter,
+    filter::Filter,
+    host::{Host, Level, Request, SharedData},
+    stream::TICK,
+};
+
+const SERVICE: &str = "waypost.catalog.v1.CatalogService";
+const METHOD: &str = "Stream";
+const CANDIDATES: &str = "x-waypost-candidates";
+
+struct Vm {
+    filter: Option<Filter>,
+    /// Envoy's numbers for our counters, in the order of [`Counter::ALL`].
+    metrics: Vec<u32>,
+    /// Root contexts that the SDK was told of.
+    roots: Vec<u32>,
+}
+
+thread_local! {
+    static VM: RefCell<Vm> = const { RefCell::new(Vm { filter: None, metrics: Vec::new(), roots: Vec::new() }) };
+}
+
+/// The filter together with the host, if the VM is configured. A callback within a callback, which Envoy does not make,
+/// would find it taken and do nothing.
+fn with_filter(act: impl FnOnce(&mut Filter, &mut Envoy<'_>)) {
+    VM.with(|vm| {
+        if let Ok(mut vm) = vm.try_borrow_mut() {
+            let Vm { filter, metrics, .. } = &mut *vm;
+            if let Some(filter) = filter {
+                act(filter, &mut Envoy { metrics });
+            }
+        }
+    });
+}
+
+fn configure(configuration: &[u8]) -> bool {
+    VM.with(|vm| {
+        let Ok(mut vm) = vm.try_borrow_mut() else { return false };
+        let Vm { filter, metrics, .. } = &mut *vm;
+        if metrics.is_empty() {
+            let define = |counter: Counter| hostcalls::define_metric(MetricType::Counter, counter.name()).ok();
+            metrics.extend(Counter::ALL.into_iter().filter_map(define));
+        }
+        let mut host = Envoy { metrics };
+        let accepted = match filter {
+            Some(filter) => filter.join(configuration),
+            None => Filter::start(&mut host, configuration).map(|started| *filter = Some(started)),
+        };
+        if let Err(error) = &accepted {
+            host.log(Level::Error, &error.to_string());
+        }
+        accepted.is_ok()
+    })
+}
+
+fn on_request() {
+    #[cfg(feature = "trap-for-test")]
+    if HttpRequest.header("x-waypost-trap").is_some() {
+        core::arch::wasm32::unreachable();
+    }
+    with_filter(|filter, _| filter.on_request(&mut HttpRequest));
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn waypost_on_request_headers(_context: u32, _headers: usize, _end_of_stream: bool) -> u32 {
+    on_request();
+    Action::Continue as u32
+}
+
+/// Makes up for the announcement of the root context, which in the finished module does not come.
+#[unsafe(no_mangle)]
+extern "C" fn waypost_on_vm_start(root: u32, configuration_size: usize) -> bool {
+    unsafe extern "C" {
+        // The SDK's, in this module.
+        fn proxy_on_context_create(context: u32, root: u32);
+        fn proxy_on_vm_start(root: u32, configuration_size: usize) -> bool;
+    }
+    let new = VM.with(|vm| {
+        vm.try_borrow_mut().is_ok_and(|mut vm| {
+            let new = !vm.roots.contains(&root);
+            if new {
+                vm.roots.push(root);
+            }
+            new
+        })
+    });
+    // SAFETY: plain functions of the SDK. It panics on a context that it knows already, hence the check.
+    unsafe {
+        if new {
+            proxy_on_context_create(root, 0);
+        }
+        proxy_on_vm_start(root, configuration_size)
+    }
+}
+
+proxy_wasm::main! {{
+    proxy_wasm::set_log_level(LogLevel::Warn);
+    proxy_wasm::set_root_context(|_| Box::new(Root));
+}}
+
+struct Root;
+
+impl Context for Root {
+    fn on_grpc_stream_message(&mut self, stream: u32, size: usize) {
+        let message = if size <= limits::MESSAGE_BYTES {
+            // No buffer is an empty message.
+            Some(hostcalls::get_buffer(BufferType::GrpcReceiveBuffer, 0, size).ok().flatten().unwrap_or_default())
+        } else {
+            None
+        };
+        with_filter(|filter, host| filter.on_message(host, stream, message.as_deref()));
+    }
+
+    fn on_grpc_stream_close(&mut self, stream: u32, status: u32) {
+        with_filter(|filter, host| filter.on_close(host, stream, status));
+    }
+}
+
+impl RootContext for Root {
+    fn on_configure(&mut self, size: usize) -> bool {
+        let bytes = hostcalls::get_buffer(BufferType::PluginConfiguration, 0, size).ok().flatten();
+        configure(&bytes.unwrap_or_default()) && hostcalls::set_tick_period(TICK).is_ok()
+    }
+
+    fn on_tick(&mut self) {
+        with_filter(|filter, host| filter.on_tick(host));
+    }
+
+    fn get_type(&self) -> Option<ContextType> {
+        Some(ContextType::HttpContext)
+    }
+
+    fn create_http_context(&self, _context: u32) -> Option<Box<dyn HttpContext>> {
+        Some(Box::new(Http))
+    }
+}
+
+/// A request that came by the SDK.
+struct Http;
+
+impl Context for Http {}
+
+impl HttpContext for Http {
+    fn on_http_request_headers(&mut self, _headers: usize, _end_of_stream: bool) -> Action {
+        on_request();
+        Action::Continue
+    }
+}
+
+struct Envoy<'a> {
+    metrics: &'a [u32],
+}
+
+impl SharedData for Envoy<'_> {
+    fn get(&mut self, key: &str) -> Option<Vec<u8>> {
+        match hostcalls::get_shared_data(key) {
+            // What is empty comes without bytes, but with the number of its version.
+            Ok((value, version)) => value.or(version.map(|_| Vec::new())),
+            Err(_) => None,
+        }
+    }
+
+    fn set(&mut self, key: &str, value: &[u8]) {
+        // Fails only where a version is asked for, and none is.
+        let _ = hostcalls::set_shared_data(key, Some(value), None);
+    }
+}
+
+impl Host for Envoy<'_> {
+    fn log(&mut self, level: Level, message: &str) {
+        let level = match level {
+            Level::Debug => LogLevel::Debug,
+            Level::Info => LogLevel::Info,
+            Level::Warn => LogLevel::Warn,
+            Level::Error => LogLevel::Error,
+        };
+        let _ = hostcalls::log(level, message);
+    }
+
+    fn now(&mut self) -> Duration {
+        const MONOTONIC: u32 = 1;
+        let mut nanos = 0;
+        // SAFETY: the host writes eight bytes to where we say. It knows this clock; were it not so, time would stand
+        // still, and the catalog last read would be used for ever.
+        unsafe { imports::clock_time_get(MONOTONIC, 0, &raw mut nanos) };
+        Duration::from_nanos(nanos)
+    }
+
+    fn random(&mut self) -> u64 {
+        let mut bytes = [0; 8];
+        // SAFETY: the host writes as many bytes as we say to where we say.
+        unsafe { imports::random_get(bytes.as_mut_ptr(), bytes.len()) };
+        u64::from_le_bytes(bytes)
+    }
+
+    fn node(&mut self) -> Option<String> {
+        let node = hostcalls::get_property(vec!["xds", "node", "id"]).ok().flatten()?;
+        String::from_utf8(node).ok()
+    }
+
+    fn count(&mut self, counter: Counter, by: u64) {
+        if let Some(metric) = self.metrics.get(counter as usize) {
+            let _ = hostcalls::increment_metric(*metric, by as i64);
+        }
+    }
+
+    fn open_stream(&mut self, target: &str) -> Option<u32> {
+        hostcalls::open_grpc_stream(target, SERVICE, METHOD, Vec::new()).ok()
+    }
+
+    fn send(&mut self, stream: u32, message: &[u8]) {
+        let _ = hostcalls::send_grpc_stream_message(stream, Some(message), false);
+    }
+
+    fn stream_status(&mut self) -> String {
+        let mut message = HostBytes::default();
+        let mut code = 0;
+        // SAFETY: the host writes to three places that live as long as the call; see `HostBytes` for what comes back.
+        let status = unsafe { imports::proxy_get_status(&raw mut code, &raw mut message.data, &raw mut message.size) };
+        String::from_utf8_lossy(&message.take(status).unwrap_or_default()).into_owned()
+    }
+
+    fn close_stream(&mut self, stream: u32) {
+        let _ = hostcalls::close_grpc_stream(stream);
+    }
+
+    fn cancel_stream(&mut self, stream: u32) {
+        let _ = hostcalls::cancel_grpc_stream(stream);
+    }
+}
+
+/// The request whose headers Envoy has just handed over. By the imports themselves: the SDK would build the property's
+/// path anew for each request, and panic on any status it does not expect.
+struct HttpRequest;
+
+impl Request for HttpRequest {
+    fn cluster(&mut self) -> Option<Vec<u8>> {
+        const PATH: &[u8] = b"xds\0cluster_name";
+        let mut value = HostBytes::default();
+        // SAFETY: the path lives as long as the call; see `HostBytes` for what comes back.
+        let status =
+            unsafe { imports::proxy_get_property(PATH.as_ptr(), PATH.len(), &raw mut value.data, &raw mut value.size) };
+        value.take(status)
+    }
+
+    fn header(&mut self, name: &str) -> Option<Vec<u8>> {
+        let mut value = HostBytes::default();
+        // SAFETY: as above.
+        let status = unsafe {
+            let (data, size) = (&raw mut value.data, &raw mut value.size);
+            imports::proxy_get_header_map_value(MapType::HttpRequestHeaders, name.as_ptr(), name.len(), data, size)
+        };
+        value.take(status)
+    }
+
+    fn set_candidates(&mut self, candidates: &str) {
+        // SAFETY: name and value live as long as the call.
+        unsafe {
+            imports::proxy_replace_header_map_value(
+                MapType::HttpRequestHeaders,
+                CANDIDATES.as_ptr(),
+                CANDIDATES.len(),
+                candidates.as_ptr(),
+                candidates.len(),
+            );
+        }
+    }
+
+    fn remove_candidates(&mut self) {
+        // SAFETY: the name lives as long as the call.
+        unsafe {
+            imports::proxy_remove_header_map_value(MapType::HttpRequestHeaders, CANDIDATES.as_ptr(), CANDIDATES.len());
+        }
+    }
+
+    fn set_filter_state(&mut self, arguments: &[u8]) {
+        let _ = hostcalls::call_foreign_function("set_envoy_filter_state", Some(arguments));
+    }
+}
+
+/// What the host returns: it calls our `malloc`, copies, and leaves the block to us.
+struct HostBytes {
+    data: *mut u8,
+    size: usize,
+}
+
+impl Default for HostBytes {
+    fn default() -> Self {
+        Self { data: std::ptr::null_mut(), size: 0 }
+    }
+}
+
+impl HostBytes {
+    fn take(self, status: u32) -> Option<Vec<u8>> {
+        if status != Status::Ok as u32 {
+            None
+        } else if self.data.is_null() {
+            Some(Vec::new())
+        } else {
+            // SAFETY: `malloc`, the SDK's, hands out boxed slices of exactly the size asked for.
+            Some(unsafe { Vec::from_raw_parts(self.data, self.size, self.size) })
+        }
+    }
+}
+
+mod imports {
+    //! Functions of the host that the SDK lacks, or wraps in a way that costs too much for each request, or panics on
+    //! what comes back.
+    use proxy_wasm::types::MapType;
+
+    #[link(wasm_import_module = "env")]
+    unsafe extern "C" {
+        pub fn proxy_get_property(path: *const u8, path_size: usize, value: *mut *mut u8, size: *mut usize) -> u32;
+        pub fn proxy_get_header_map_value(
+            map: MapType,
+            name: *const u8,
+            name_size: usize,
+            value: *mut *mut u8,
+            size: *mut usize,
+        ) -> u32;
+        pub fn proxy_replace_header_map_value(
+            map: MapType,
+            name: *const u8,
+            name_size: usize,
+            value: *const u8,
+            value_size: usize,
+        ) -> u32;
+        pub fn proxy_get_status(code: *mut u32, message: *mut *mut u8, size: *mut usize) -> u32;
+        pub fn proxy_remove_header_map_value(map: MapType, name: *const u8, name_size: usize) -> u32;
+    }
+
+    // Envoy offers these to every module. The SDK knows neither a clock that never goes back nor randomness.
+    #[link(wasm_import_module = "wasi_snapshot_preview1")]
+    unsafe extern "C" {
+        pub fn clock_time_get(clock: u32, precision: u64, nanos: *mut u64) -> u32;
+        pub fn random_get(bytes: *mut u8, size: usize) -> u32;
+    }
+}

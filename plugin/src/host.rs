@@ -1,0 +1,64 @@
+//! What the filter asks of the proxy that runs it, as traits: the module has Envoy behind them, a test what it likes.
+
+use std::time::Duration;
+
+use crate::counters::Counter;
+
+/// How much a line in Envoy's log matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// Only for who looks for it.
+    Debug,
+    /// Worth knowing.
+    Info,
+    /// Something is amiss that the filter lives with.
+    Warn,
+    /// Something that only a person can put right.
+    Error,
+}
+
+/// Data that all VMs of one `vm_id` share, and that outlives each of them.
+pub trait SharedData {
+    /// What is kept under `key`.
+    fn get(&mut self, key: &str) -> Option<Vec<u8>>;
+    /// Keeps `value` under `key`.
+    fn set(&mut self, key: &str, value: &[u8]);
+}
+
+/// The proxy, outside of requests.
+pub trait Host: SharedData {
+    /// Writes a line to the proxy's log.
+    fn log(&mut self, level: Level, message: &str);
+    /// A clock that never goes back; from where it counts does not matter.
+    fn now(&mut self) -> Duration;
+    /// A number that no other VM gets.
+    fn random(&mut self) -> u64;
+    /// Name of this proxy, if it has one.
+    fn node(&mut self) -> Option<String>;
+    /// Adds to a counter.
+    fn count(&mut self, counter: Counter, by: u64);
+    /// Opens the catalog stream to `target`, an encoded `GrpcService`. `None` if it failed at once.
+    fn open_stream(&mut self, target: &str) -> Option<u32>;
+    /// Sends a message; what cannot be sent shows as the end of the stream.
+    fn send(&mut self, stream: u32, message: &[u8]);
+    /// What came with the status of the stream that was closed just now.
+    fn stream_status(&mut self) -> String;
+    /// Lets go of a stream whose other end is closed.
+    fn close_stream(&mut self, stream: u32);
+    /// Ends a stream; nothing more is heard of it.
+    fn cancel_stream(&mut self, stream: u32);
+}
+
+/// A request whose headers are in.
+pub trait Request {
+    /// Name of the cluster that its route leads to.
+    fn cluster(&mut self) -> Option<Vec<u8>>;
+    /// The first value of a header.
+    fn header(&mut self, name: &str) -> Option<Vec<u8>>;
+    /// Sets the header with the candidates, in place of any that came with the request.
+    fn set_candidates(&mut self, candidates: &str);
+    /// Removes the header with the candidates.
+    fn remove_candidates(&mut self);
+    /// Calls Envoy's `set_envoy_filter_state` with encoded arguments.
+    fn set_filter_state(&mut self, arguments: &[u8]);
+}

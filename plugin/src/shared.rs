@@ -1,0 +1,324 @@
+//! The last good catalog in Envoy's shared data, so that a VM which replaces a crashed one picks with its first
+//! request; and the one configuration that all VMs of a `vm_id` have.
+//!
+//! ```text
+//! waypost/1/configuration    the configuration, as JSON
+//! waypost/1/head             hash of the catalog: all that has to be read to see that nothing is to be written
+//! waypost/1/index            the services and their hashes: says which blobs are to be written
+//! waypost/1/service/<name>   a service's nodes; empty when it is gone
+//! ```
+//!
+//! Every VM writes the same, so whichever comes first does, and the others find the head in place. Nothing here is
+//! atomic over several keys, and nothing has to be: each service proves itself by its own hash, one that does not is
+//! left out, and the agent, told the hash of the whole, sends what is missing.
+
+use std::{collections::HashMap, net::SocketAddr, time::Duration};
+
+use prost::Message;
+use waypost_catalog::{
+    Health, Replica,
+    replica::{ReplicaNode, ReplicaService},
+};
+
+use crate::host::SharedData;
+
+const CONFIGURATION: &str = "waypost/1/configuration";
+const HEAD: &str = "waypost/1/head";
+const INDEX: &str = "waypost/1/index";
+
+/// What is larger is neither written nor read.
+const MAX_BYTES: usize = 32 * 1024 * 1024;
+
+/// After a change the others get this long to write it, and further changes to come in.
+const SHORTEST_DELAY: Duration = Duration::from_millis(200);
+const LONGEST_DELAY: Duration = Duration::from_millis(1_000);
+
+#[derive(Clone, PartialEq, Message)]
+struct Index {
+    #[prost(message, repeated, tag = "1")]
+    services: Vec<IndexEntry>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct IndexEntry {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(fixed64, tag = "2")]
+    hash: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct StoredService {
+    #[prost(fixed64, tag = "1")]
+    hash: u64,
+    #[prost(message, repeated, tag = "2")]
+    nodes: Vec<StoredNode>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct StoredNode {
+    #[prost(string, tag = "1")]
+    address: String,
+    #[prost(uint32, tag = "2")]
+    weight: u32,
+    #[prost(uint32, tag = "3")]
+    health: u32,
+    #[prost(fixed64, tag = "4")]
+    hash: u64,
+}
+
+/// What was found.
+#[derive(Debug, Default)]
+pub struct Restored {
+    /// The catalog, as far as it is whole.
+    pub replica: Replica,
+    /// What was left out, for the log.
+    pub damaged: Vec<String>,
+}
+
+/// Claims the `vm_id` for a configuration; the other one if it is taken.
+///
+/// A VM has one catalog and, to spare each request a look-up, one configuration. Envoy tries a configuration in a VM of
+/// its own before it uses it, so one that does not fit is refused there and the old one stays in use.
+///
+/// # Errors
+/// The configuration that holds the `vm_id`.
+pub fn claim(data: &mut impl SharedData, configuration: &str) -> Result<(), String> {
+    match data.get(CONFIGURATION) {
+        Some(other) if other != configuration.as_bytes() => Err(String::from_utf8_lossy(&other).into_owned()),
+        Some(_) => Ok(()),
+        None => {
+            data.set(CONFIGURATION, configuration.as_bytes());
+            Ok(())
+        }
+    }
+}
+
+/// Reads what the VMs before this one have kept.
+pub fn restore(data: &mut impl SharedData) -> Restored {
+    let mut restored = Restored::default();
+    let Some(bytes) = data.get(INDEX) else { return restored };
+    let Some(index) = decode::<Index>(&bytes) else {
+        restored.damaged.push("the index".into());
+        return restored;
+    };
+    let mut services = Vec::with_capacity(index.services.len());
+    for IndexEntry { name, .. } in index.services {
+        match data.get(&service_key(&name)) {
+            Some(bytes) if bytes.is_empty() => {}
+            Some(bytes) => match read_service(&bytes) {
+                Some(service) => services.push((name.into_boxed_str(), service)),
+                None => restored.damaged.push(name),
+            },
+            None => restored.damaged.push(name),
+        }
+    }
+    restored.replica = Replica::restored(services);
+    restored
+}
+
+/// Keeps the catalog, as far as it differs from what is kept.
+pub fn save(data: &mut impl SharedData, replica: &Replica) {
+    let head = replica.hash().to_le_bytes();
+    if data.get(HEAD).is_some_and(|kept| kept == head) {
+        return;
+    }
+    let kept = data.get(INDEX).and_then(|bytes| decode::<Index>(&bytes)).unwrap_or_default();
+    let kept: HashMap<_, _> = kept.services.into_iter().map(|entry| (entry.name, entry.hash)).collect();
+    let mut index = Index::default();
+    for (name, service) in replica.services() {
+        if kept.get(&**name) != Some(&service.hash()) {
+            let bytes = write_service(service);
+            if bytes.len() > MAX_BYTES {
+                continue;
+            }
+            data.set(&service_key(name), &bytes);
+        }
+        index.services.push(IndexEntry { name: name.to_string(), hash: service.hash() });
+    }
+    for name in kept.keys().filter(|name| !replica.services().contains_key(name.as_str())) {
+        data.set(&service_key(name), &[]);
+    }
+    data.set(INDEX, &index.encode_to_vec());
+    data.set(HEAD, &head);
+}
+
+/// Says when to [`save`]: some time after a change, and not once per change.
+#[derive(Debug, Default)]
+pub struct SaveTimer {
+    due: Option<Duration>,
+}
+
+impl SaveTimer {
+    /// The catalog changed. The random part lets one VM come first and spares the others the work.
+    pub fn changed(&mut self, now: Duration, random: u64) {
+        let part = f64::from(random as u32) / f64::from(u32::MAX);
+        self.due.get_or_insert(now + SHORTEST_DELAY + (LONGEST_DELAY - SHORTEST_DELAY).mul_f64(part));
+    }
+
+    /// Whether to save now; asked again, no.
+    pub fn take_due(&mut self, now: Duration) -> bool {
+        self.due.take_if(|due| now >= *due).is_some()
+    }
+}
+
+fn service_key(name: &str) -> String {
+    format!("waypost/1/service/{name}")
+}
+
+fn decode<M: Message + Default>(bytes: &[u8]) -> Option<M> {
+    if bytes.len() > MAX_BYTES { None } else { M::decode(bytes).ok() }
+}
+
+fn write_service(service: &ReplicaService) -> Vec<u8> {
+    let nodes = service.nodes().iter().map(|node| StoredNode {
+        address: node.address.to_string(),
+        weight: node.weight,
+        health: match node.health {
+            Health::Passing => 0,
+            Health::Critical => 1,
+            Health::Draining => 2,
+        },
+        hash: node.hash,
+    });
+    StoredService { hash: service.hash(), nodes: nodes.collect() }.encode_to_vec()
+}
+
+fn read_service(bytes: &[u8]) -> Option<ReplicaService> {
+    let stored: StoredService = decode(bytes)?;
+    let mut nodes = Vec::with_capacity(stored.nodes.len());
+    for node in stored.nodes {
+        node.address.parse::<SocketAddr>().ok()?;
+        nodes.push(ReplicaNode {
+            address: node.address.into(),
+            weight: node.weight,
+            health: match node.health {
+                0 => Health::Passing,
+                1 => Health::Critical,
+                2 => Health::Draining,
+                _ => return None,
+            },
+            hash: node.hash,
+        });
+    }
+    let service = ReplicaService::new(nodes);
+    (service.hash() == stored.hash).then_some(service)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use waypost_catalog::{Catalog, Node, ServiceName, sender};
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Data {
+        values: HashMap<String, Vec<u8>>,
+        written: Vec<String>,
+    }
+
+    impl SharedData for Data {
+        fn get(&mut self, key: &str) -> Option<Vec<u8>> {
+            self.values.get(key).cloned()
+        }
+        fn set(&mut self, key: &str, value: &[u8]) {
+            self.written.push(key.into());
+            self.values.insert(key.into(), value.into());
+        }
+    }
+
+    fn replica(services: &[(&str, u8)]) -> Replica {
+        let services = services.iter().map(|(name, nodes)| {
+            let nodes = (1..=*nodes).map(|n| Node {
+                weight: n.into(),
+                health: [Health::Passing, Health::Critical, Health::Draining][n as usize % 3],
+                ..Node::at(SocketAddr::from(([10, 0, 0, n], 80)))
+            });
+            (ServiceName::new(name).unwrap(), nodes.collect())
+        });
+        let catalog = Catalog::default().updated(services).0.unwrap_or_default();
+        let mut replica = Replica::default();
+        for message in sender::full(&catalog) {
+            replica.apply(message.kind.unwrap()).unwrap();
+        }
+        replica
+    }
+
+    #[test]
+    fn what_was_saved_comes_back() {
+        let mut data = Data::default();
+        assert_eq!(restore(&mut data).replica.hash(), 0);
+        let replica = replica(&[("web", 5), ("api", 1)]);
+        save(&mut data, &replica);
+        let restored = restore(&mut data);
+        assert_eq!(restored.replica.services(), replica.services());
+        assert_eq!(restored.replica.hash(), replica.hash());
+        assert!(restored.damaged.is_empty());
+    }
+
+    #[test]
+    fn only_what_changed_is_written_and_nothing_twice() {
+        let mut data = Data::default();
+        save(&mut data, &replica(&[("web", 5), ("api", 1), ("old", 2)]));
+        data.written.clear();
+        save(&mut data, &replica(&[("web", 5), ("api", 1), ("old", 2)]));
+        assert!(data.written.is_empty());
+        let next = replica(&[("web", 6), ("api", 1)]);
+        save(&mut data, &next);
+        data.written.sort_unstable();
+        assert_eq!(data.written, [HEAD, INDEX, "waypost/1/service/old", "waypost/1/service/web"]);
+        assert!(data.values["waypost/1/service/old"].is_empty());
+        assert_eq!(restore(&mut data).replica.services(), next.services());
+    }
+
+    #[test]
+    fn a_damaged_service_is_left_out_and_named_and_the_others_come_back() {
+        let mut data = Data::default();
+        save(&mut data, &replica(&[("web", 5), ("api", 1), ("gone", 1)]));
+        let web = data.values.get_mut("waypost/1/service/web").unwrap();
+        let place = web.len() - 1;
+        web[place] ^= 1;
+        data.values.remove("waypost/1/service/gone");
+        let mut restored = restore(&mut data);
+        restored.damaged.sort_unstable();
+        assert_eq!(restored.damaged, ["gone", "web"]);
+        assert_eq!(restored.replica.services().len(), 1);
+        data.values.insert(INDEX.into(), vec![0xff]);
+        let restored = restore(&mut data);
+        assert_eq!((restored.damaged.len(), restored.replica.services().len()), (1, 0));
+        // And it heals.
+        let whole = replica(&[("web", 5), ("api", 2)]);
+        save(&mut data, &whole);
+        assert_eq!(restore(&mut data).replica.services(), whole.services());
+    }
+
+    #[test]
+    fn a_second_configuration_is_refused() {
+        let mut data = Data::default();
+        assert_eq!(claim(&mut data, "{1}"), Ok(()));
+        assert_eq!(claim(&mut data, "{1}"), Ok(()));
+        assert_eq!(claim(&mut data, "{2}"), Err("{1}".into()));
+    }
+
+    #[test]
+    fn a_save_is_due_some_time_after_the_first_change_and_only_once() {
+        let mut timer = SaveTimer::default();
+        assert!(!timer.take_due(Duration::from_secs(9)));
+        timer.changed(Duration::from_secs(10), 0);
+        timer.changed(Duration::from_secs(11), u64::MAX);
+        assert!(!timer.take_due(Duration::from_millis(10_199)));
+        assert!(timer.take_due(Duration::from_millis(10_200)));
+        assert!(!timer.take_due(Duration::from_secs(99)));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_a_reader_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = read_service(&bytes);
+            let mut data = Data::default();
+            data.values.insert(INDEX.into(), bytes);
+            restore(&mut data);
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! `cargo xtask bench`: the figures that Waypost is judged by, measured on real etcd and real Envoy.
+//!
+//! Machines are shared and noisy, so what can be a ratio is one, taken within one run from short interleaved pieces.
+//! Nothing here passes or fails.
+
+mod cpu;
+mod propagation;
+mod request_cost;
+mod scale;
+mod table;
+
+use anyhow::{Result, bail};
+
+/// How much is measured.
+#[derive(Clone, Copy)]
+struct Effort {
+    /// Rounds of the comparison of requests.
+    rounds: usize,
+    /// Requests of each variant in a round.
+    requests: u64,
+    /// Changes whose way through the system is timed.
+    changes: usize,
+}
+
+const FULL: Effort = Effort { rounds: 15, requests: 4_000, changes: 200 };
+const QUICK: Effort = Effort { rounds: 3, requests: 1_000, changes: 20 };
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let mut effort = FULL;
+    let mut parts = Vec::new();
+    for argument in std::env::args().skip(1) {
+        match argument.as_str() {
+            "--quick" => effort = QUICK,
+            "requests" | "propagation" | "scale" => parts.push(argument),
+            other => bail!("unknown argument {other:?}: [--quick] [requests] [propagation] [scale]"),
+        }
+    }
+    let wanted = |part: &str| parts.is_empty() || parts.iter().any(|wanted| wanted == part);
+    if wanted("requests") {
+        request_cost::run(effort).await?;
+    }
+    if wanted("propagation") {
+        propagation::run(effort).await?;
+    }
+    if wanted("scale") {
+        scale::run().await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,48 @@
+//! Aligned tables, and the few statistics that they show.
+
+use std::time::Duration;
+
+/// Prints a heading, and rows below a header, the first column to the left and the others to the right.
+pub fn print(title: &str, header: &[&str], rows: &[Vec<String>]) {
+    let columns = header.len();
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
+        cells.chain(std::iter::once(header[column].chars().count())).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let line = |cells: &[String]| {
+        let padded = cells.iter().enumerate().map(|(column, cell)| {
+            let width = widths[column];
+            if column == 0 { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
+        });
+        padded.collect::<Vec<_>>().join("   ")
+    };
+    println!("\n{title}");
+    println!("  {}", line(&header.iter().map(ToString::to_string).collect::<Vec<_>>()));
+    for row in rows {
+        println!("  {}", line(row));
+    }
+}
+
+/// The value that a share `q` (0 to 1) of the values does not exceed.
+pub fn quantile(values: &[f64], q: f64) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let index = (sorted.len().saturating_sub(1) as f64 * q).round() as usize;
+    sorted.get(index).copied().unwrap_or(f64::NAN)
+}
+
+/// Half of the values are below it.
+pub fn median(values: &[f64]) -> f64 {
+    quantile(values, 0.5)
+}
+
+/// Milliseconds, with three digits after the point.
+pub fn milliseconds(duration: Duration) -> String {
+    format!("{:.3} ms", duration.as_secs_f64() * 1e3)
+}
+
+/// Mebibytes.
+pub fn mebibytes(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / (1 << 20) as f64)
+}

@@ -1,0 +1,53 @@
+//! Where the tools and the built artefacts are, or what to run to get them.
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+
+/// The checkout's root.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
+}
+
+/// A tool fetched by `cargo xtask setup`: `envoy`, `etcd`, `etcdctl`. `WAYPOST_TOOLS` names another folder.
+pub fn tool(name: &str) -> Result<PathBuf> {
+    let folder = std::env::var_os("WAYPOST_TOOLS").map_or_else(|| root().join(".tools/bin"), PathBuf::from);
+    existing(folder.join(name))
+}
+
+/// The `waypost` binary of the release build, or the one that `WAYPOST_BIN` names.
+pub fn waypost() -> Result<PathBuf> {
+    existing(match std::env::var_os("WAYPOST_BIN") {
+        Some(path) => PathBuf::from(path),
+        None => target().join("release/waypost"),
+    })
+}
+
+/// The filter as it is shipped.
+pub fn plugin_wasm() -> Result<PathBuf> {
+    existing(target().join("waypost/waypost_plugin.wasm"))
+}
+
+/// The filter whose VM traps on the request header `x-waypost-trap`.
+pub fn trap_wasm() -> Result<PathBuf> {
+    existing(target().join("waypost/waypost_plugin_trap.wasm"))
+}
+
+/// The filter that does nothing.
+pub fn noop_wasm() -> Result<PathBuf> {
+    existing(target().join("waypost/noop_filter.wasm"))
+}
+
+fn target() -> PathBuf {
+    match std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from) {
+        Some(path) if path.is_absolute() => path,
+        Some(path) => root().join(path),
+        None => root().join("target"),
+    }
+}
+
+fn existing(path: PathBuf) -> Result<PathBuf> {
+    if !path.is_file() {
+        bail!("{} is missing: run `cargo xtask build`", path.display());
+    }
+    Ok(path)
+}

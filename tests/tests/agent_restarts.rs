@@ -1,0 +1,72 @@
+//! The agent goes and comes back while requests come.
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use waypost_tests::world::{SERVICE, WEIGHTS, World, entry};
+use waypost_tests::{EnvoyOptions, Load, Scene, Upstream, eventually};
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_killed_and_restarted_costs_no_request_and_no_registration() -> Result<()> {
+    let scene = Scene::new()?;
+    let world = World::start_with(&scene, EnvoyOptions::new(&[SERVICE]).workers(2)).await?;
+    let registered = world.registered().await?;
+    ensure!(registered.len() == WEIGHTS.len(), "registered: {registered:?}");
+    let load = Load::start(world.load().rate(400.0));
+    for _ in 0..2 {
+        let picks = world.envoy.picks().await?;
+        world.agent.kill().await?;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        ensure!(world.envoy.picks().await? > picks + 400, "the filter picks on without its agent");
+        world.agent.restart().await?;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+
+    // Streams are up again: what is new reaches the filter.
+    let fourth = Upstream::start("d").await?;
+    let (key, value) = entry(SERVICE, "d", fourth.address(), 6);
+    world.etcd.put(&key, value).await?;
+    eventually(DEADLINE, "a new node to have its share", || async {
+        let report = Load::run(world.load().total(1_200)).await?;
+        report.ensure_no_failure()?;
+        report.ensure_shares(&[("a", 1), ("b", 2), ("c", 3), ("d", 6)], 0.01)
+    })
+    .await?;
+    load.stop().await?.ensure_no_failure()?;
+
+    // Longer than the lease that they hung on when the agent was killed.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    for (now, then) in world.registered().await?.iter().zip(&registered) {
+        ensure!(
+            (&now.key, now.create_revision) == (&then.key, then.create_revision),
+            "{then:?} was made anew: {now:?}"
+        );
+        ensure!(now.lease == then.lease, "its lease was not adopted: {now:?} after {then:?}");
+    }
+    scene.close()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_routing_agent_stopped_in_good_order_and_started_again_costs_no_request() -> Result<()> {
+    let scene = Scene::new()?;
+    let mut world = World::start(&scene).await?;
+    // The nodes belong to nobody's agent: put as another system would.
+    world.config.services.clear();
+    let foreign = [Upstream::start("x").await?, Upstream::start("y").await?];
+    for node in &foreign {
+        let (key, value) = entry("foreign", node.name(), node.address(), 1);
+        world.etcd.put(&key, value).await?;
+    }
+    let envoy = EnvoyOptions::new(&["foreign"]).name("envoy-foreign");
+    let envoy = waypost_tests::Envoy::start(&scene, &world.agent, &envoy).await?;
+    let load = Load::start(envoy.load("foreign").rate(400.0));
+    ensure!(world.agent.terminate().await?.success());
+    ensure!(!world.agent.socket().exists(), "a stopped agent leaves no socket");
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    world.agent.configure(&world.config)?;
+    world.agent.restart().await?;
+    envoy.wait_picking("foreign").await?;
+    load.stop().await?.ensure_no_failure()?;
+    scene.close()
+}

@@ -1,0 +1,50 @@
+//! The mode without clusters: the filter names the node, Envoy connects to it.
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use waypost_tests::world::{SERVICE, WEIGHTS, World, entry};
+use waypost_tests::{EnvoyOptions, Load, LoadPlan, Scene, Upstream, eventually};
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_clusters_shares_match_the_weights_and_changes_show() -> Result<()> {
+    let scene = Scene::new()?;
+    let world = World::start_with(&scene, EnvoyOptions::new(&[SERVICE]).mode("original_dst").workers(2)).await?;
+    let report = Load::run(world.load().connections(16).total(6_000)).await?;
+    report.ensure_no_failure()?;
+    report.ensure_shares(&WEIGHTS, 0.01)?;
+
+    let fourth = Upstream::start("d").await?;
+    let (key, value) = entry(SERVICE, "d", fourth.address(), 6);
+    world.etcd.put(&key, value).await?;
+    eventually(DEADLINE, "a new node to have its share", || async {
+        let report = Load::run(world.load().total(1_200)).await?;
+        report.ensure_no_failure()?;
+        report.ensure_shares(&[("a", 1), ("b", 2), ("c", 3), ("d", 6)], 0.01)
+    })
+    .await?;
+    world.etcd.delete(&key).await?;
+    eventually(DEADLINE, "a deleted node to have none", || async {
+        let report = Load::run(world.load().total(600)).await?;
+        report.ensure_no_failure()?;
+        report.ensure_shares(&WEIGHTS, 0.01)
+    })
+    .await?;
+    scene.close()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_clusters_no_header_of_the_client_names_the_node() -> Result<()> {
+    let scene = Scene::new()?;
+    let world = World::start_with(&scene, EnvoyOptions::new(&[SERVICE]).mode("original_dst")).await?;
+    let outside = Upstream::start("outside").await?;
+    for name in ["x-waypost-candidates", "x-envoy-original-dst-host"] {
+        let headers = vec![(name.to_owned(), outside.address().to_string())];
+        let report = Load::run(LoadPlan { headers, ..world.load() }.total(600)).await?;
+        report.ensure_no_failure()?;
+        report.ensure_shares(&WEIGHTS, 0.01)?;
+    }
+    ensure!(outside.requests() == 0, "a header of the client named the node");
+    scene.close()
+}

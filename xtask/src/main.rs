@@ -1,0 +1,108 @@
+//! Developer commands: `cargo xtask setup`, `build`, `test`, `demo`, `bench`.
+//!
+//! This crate imports nothing else of the workspace: it brings the protoc that the rest needs to be compiled.
+#![forbid(unsafe_code)]
+
+mod artefacts;
+mod exports;
+mod pins;
+mod places;
+mod process;
+mod setup;
+mod tests_run;
+mod toolchain;
+mod ui;
+
+use std::process::{Command, ExitCode};
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::artefacts::Scope;
+use crate::places::Places;
+use crate::tests_run::Selection;
+use crate::ui::Ui;
+
+/// Waypost's developer commands. Each one first fetches and builds what it needs.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Fetch the tools into .tools: Envoy, etcd, protoc, and the compiler's wasm target
+    ///
+    /// WAYPOST_WASM_TOOLCHAIN=rustup or =debian forces one of the two compilers for wasm.
+    Setup {
+        /// Also rustfmt, clippy and cargo-deny
+        #[arg(long)]
+        ci: bool,
+    },
+    /// Build the agent (target/release/waypost) and the wasm modules (target/waypost)
+    Build,
+    /// Run the tests, unit and end-to-end
+    Test {
+        /// Only tests whose name contains this
+        filter: Option<String>,
+        /// Only unit and documentation tests
+        #[arg(long, conflicts_with = "e2e")]
+        unit: bool,
+        /// Only tests on real etcd and real Envoy
+        #[arg(long)]
+        e2e: bool,
+    },
+    /// Show it at work: etcd, two agents, five servers, Envoy, and what happens when things change and fail
+    Demo,
+    /// Print the figures: cost per request, one pick, put to first request, memory
+    Bench {
+        /// Short runs: rough figures in a few minutes
+        #[arg(long)]
+        quick: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> Result<()> {
+    let places = Places::find()?;
+    let ui = Ui::new(!matches!(task, Task::Setup { .. }));
+    setup::setup(&places, &ui, matches!(task, Task::Setup { ci: true }))?;
+    match task {
+        Task::Setup { .. } => Ok(()),
+        Task::Build => artefacts::build(&places, &ui, Scope::All, &[]),
+        Task::Test { filter, unit, e2e } => {
+            artefacts::build(&places, &ui, Scope::All, &[])?;
+            tests_run::test(&places, &ui, &Selection { unit: !e2e, end_to_end: !unit, filter })
+        }
+        Task::Demo => {
+            artefacts::build(&places, &ui, Scope::Filter, &["demo"])?;
+            Err(process::become_program(&mut program(&places, "demo")))
+        }
+        Task::Bench { quick } => {
+            artefacts::build(&places, &ui, Scope::All, &["bench"])?;
+            ui.heading("one pick");
+            let quick = if quick { vec!["--quick"] } else { Vec::new() };
+            let mut picks = process::cargo(&places.root);
+            process::run(picks.args(["bench", "--package", "waypost-balance", "--bench", "pick", "--"]).args(&quick))?;
+            Err(process::become_program(program(&places, "bench").args(&quick)))
+        }
+    }
+}
+
+/// A release binary of `waypost-tests`, run in the checkout.
+fn program(places: &Places, name: &str) -> Command {
+    let mut command = Command::new(places.target.join("release").join(name));
+    command.current_dir(&places.root);
+    command
+}
