@@ -1,7 +1,7 @@
 //! Envoy with the bootstrap that `waypost envoy bootstrap` prints: what users run.
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
@@ -12,9 +12,9 @@ use crate::scene::Scene;
 use crate::{http, ports, stats, tools, wait};
 
 const START: Duration = Duration::from_secs(30);
-/// Several ticks of the filter.
-const COUNTED: Duration = Duration::from_secs(1);
 const STOP: Duration = Duration::from_secs(10);
+/// The filter reports its counters on a tick, some time after it counted.
+const COUNTERS: Duration = Duration::from_millis(250);
 
 /// How an Envoy is set up.
 #[derive(Debug, Clone)]
@@ -144,9 +144,17 @@ impl Envoy {
         stats::envoy(&http::get_text(self.admin, "/stats?format=json").await?, name)
     }
 
-    /// Requests for which the filter has picked nodes, over all workers.
+    /// Requests for which the filter has picked nodes, over all workers, once all that are counted have been reported.
     pub async fn picks(&self) -> Result<u64> {
+        tokio::time::sleep(COUNTERS).await;
         self.stat("wasmcustom.waypost_picks").await
+    }
+
+    /// Requests that went without a pick, likewise.
+    pub async fn misses(&self) -> Result<u64> {
+        tokio::time::sleep(COUNTERS).await;
+        let (no_node, unknown) = ("wasmcustom.waypost_no_node", "wasmcustom.waypost_unknown_service");
+        Ok(self.stat(no_node).await? + self.stat(unknown).await?)
     }
 
     /// Waits for the admin's `/ready`.
@@ -158,33 +166,19 @@ impl Envoy {
         .await
     }
 
-    /// Waits until a service's requests succeed and every worker's filter picks for them: as many picks as requests,
-    /// over enough connections to reach every worker.
+    /// Waits until a service's requests succeed and every worker's filter picks for them: no request goes without a
+    /// pick, over enough connections to reach every worker.
     pub async fn wait_picking(&self, service: &str) -> Result<()> {
         let plan = self.load(service).connections(8 * self.workers).total(16 * self.workers as u64);
         wait::eventually(START, format!("{} to pick for {service}", self.process.name()), || async {
             self.process.ensure_running()?;
-            let before = self.picks().await?;
-            let report = Load::run(plan.clone()).await?;
-            report.ensure_no_failure()?;
-            let picks = self.picks_since(before, report.succeeded()).await?;
-            ensure!(picks == report.succeeded(), "{picks} picks for {} requests", report.succeeded());
+            let (picks, misses) = (self.picks().await?, self.misses().await?);
+            Load::run(plan.clone()).await?.ensure_no_failure()?;
+            let (picks, misses) = (self.picks().await? - picks, self.misses().await? - misses);
+            ensure!(misses == 0 && picks > 0, "{picks} requests with a pick, {misses} without");
             Ok(())
         })
         .await
-    }
-
-    /// Picks beyond `before`. The filter brings its counters up to date on its tick, so `expected` ones are waited for,
-    /// though not for long.
-    pub async fn picks_since(&self, before: u64, expected: u64) -> Result<u64> {
-        let start = Instant::now();
-        loop {
-            let picks = self.picks().await?.saturating_sub(before);
-            if picks >= expected || start.elapsed() > COUNTED {
-                return Ok(picks);
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
     }
 
     /// SIGTERM, and waits for its exit.

@@ -7,7 +7,7 @@ use tokio::{net::UnixStream, sync::watch, time::sleep};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status, Streaming, transport::Server};
 use tracing::{debug, info, warn};
-use waypost_catalog::wire::{ClientMessage, ServerMessage};
+use waypost_catalog::wire::{ClientMessage, ServerMessage, limits};
 
 use super::{
     coordination::{Coordinator, Side},
@@ -82,13 +82,16 @@ pub async fn run(
         tasks: tasks.clone(),
         stop: stop.clone(),
     };
+    let filters = CatalogServiceServer::new(filters)
+        .max_decoding_message_size(FILTER_MESSAGE_BYTES)
+        .max_encoding_message_size(limits::MESSAGE_BYTES);
     let envoys = xds::server::Ads::new(snapshots, coordinator, metrics, tasks.clone(), stop.clone());
     let serving = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .add_service(CatalogServiceServer::new(filters).max_decoding_message_size(FILTER_MESSAGE_BYTES))
+        .add_service(filters)
         .add_service(envoys.into_service())
         .serve_with_incoming_shutdown(connections(socket), stop.clone().cancelled_owned());
     let time_is_up = async {

@@ -68,6 +68,7 @@ async fn measure(name: &str, mode: &str, clusters: bool) -> Result<Vec<String>> 
     std::fs::remove_dir_all(agent.state()).context("the agent's state")?;
     let envoy = Envoy::prepare(&scene, &agent, &EnvoyOptions::new(&[LIVE]).workers(2).mode(mode)).await?;
     envoy.launch()?;
+    envoy.wait_ready().await?;
     let envoy_pid = envoy.process().pid().context("Envoy does not run")?;
     let before = cpu::resident(envoy_pid)?;
 

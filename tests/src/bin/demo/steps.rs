@@ -156,7 +156,6 @@ impl Steps {
     }
 
     async fn kill_node(&self) -> Result<Seen> {
-        let old = self.expected();
         let address = {
             let mut model = self.model();
             model.change("web-2", |node| node.state = State::Down);
@@ -166,11 +165,18 @@ impl Steps {
         let start = self.traffic.now();
         let before = self.traffic.tries(|tries| tries.failed(&address));
         self.world.server("web-2")?.kill().await?;
-        let seen = self.takes_effect(&old, start, Step::Kill.limit()).await;
+        let settled = self.settle(start, Step::Kill.limit()).await;
         let (tries, last) = self.traffic.tries(|tries| (tries.failed(&address) - before, tries.last(&address)));
         let last = last.map_or(Duration::ZERO, |last| last.saturating_sub(start));
-        let text = format!("last tried after {} ({} tries repeated elsewhere)", seconds(last), grouped(tries));
-        Ok(Seen { text, met: seen.met && last <= Step::Kill.limit() })
+        // Until then, its requests went to the candidates behind it, whatever their weights.
+        let off = self.deviation(WEB, start + last);
+        let text = format!(
+            "last tried after {} ({} tries repeated elsewhere), then worst share off by {}",
+            seconds(last),
+            grouped(tries),
+            points(off)
+        );
+        Ok(Seen { text, met: settled && last <= Step::Kill.limit() && off <= TOLERANCE })
     }
 
     async fn recover_node(&self) -> Result<Seen> {
@@ -244,16 +250,25 @@ impl Steps {
 
     /// Waits until `web`'s shares are what the model expects, and tells when they went over from `old`.
     async fn takes_effect(&self, old: &Shares, start: Duration, limit: Duration) -> Seen {
+        let settled = self.settle(start, limit).await;
         let new = self.expected();
+        let after = self.traffic.read(WEB, |series| series.switched_at(start, old, &new)) - start;
+        let off = self.deviation(WEB, start + after);
+        let text = format!("after {}, then worst share off by {}", seconds(after), points(off));
+        Seen { text, met: settled && after <= limit && off <= TOLERANCE }
+    }
+
+    /// Waits until `web`'s shares of late are what the model expects; false when that takes much longer than `limit`.
+    async fn settle(&self, start: Duration, limit: Duration) -> bool {
+        let expected = self.expected();
         loop {
             let now = self.traffic.now();
-            let settled = now >= start + SETTLED_OVER
-                && self.traffic.read(WEB, |series| series.deviation(now - SETTLED_OVER, &new)).0 <= TOLERANCE;
-            if settled || now > start + limit + 3 * SETTLED_OVER {
-                let after = self.traffic.read(WEB, |series| series.switched_at(start, old, &new)) - start;
-                let off = self.deviation(WEB, start + after);
-                let text = format!("after {}, then worst share off by {}", seconds(after), points(off));
-                return Seen { text, met: settled && after <= limit && off <= TOLERANCE };
+            let off = || self.traffic.read(WEB, |series| series.deviation(now - SETTLED_OVER, &expected)).0;
+            if now >= start + SETTLED_OVER && off() <= TOLERANCE {
+                return true;
+            }
+            if now > start + limit + 3 * SETTLED_OVER {
+                return false;
             }
             sleep(POLL).await;
         }
