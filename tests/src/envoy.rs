@@ -29,6 +29,8 @@ pub struct EnvoyOptions {
     pub mode: String,
     /// The filter; none: the one that is shipped.
     pub plugin: Option<PathBuf>,
+    /// Texts of the bootstrap, and what a user has written in their place.
+    pub edits: Vec<(String, String)>,
 }
 
 impl EnvoyOptions {
@@ -40,6 +42,7 @@ impl EnvoyOptions {
             services: services.iter().map(|name| (*name).to_owned()).collect(),
             mode: "override_host".to_owned(),
             plugin: None,
+            edits: Vec::new(),
         }
     }
 
@@ -58,6 +61,12 @@ impl EnvoyOptions {
     /// Another mode.
     pub fn mode(mut self, mode: &str) -> Self {
         self.mode = mode.to_owned();
+        self
+    }
+
+    /// Another text in the place of one that the bootstrap has.
+    pub fn edit(mut self, from: &str, to: &str) -> Self {
+        self.edits.push((from.to_owned(), to.to_owned()));
         self
     }
 
@@ -202,5 +211,8 @@ async fn bootstrap(config: &Path, listen: SocketAddr, admin: SocketAddr, options
     let output = command.kill_on_drop(true).output().await.context("cannot run waypost envoy bootstrap")?;
     let errors = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "waypost envoy bootstrap failed: {errors}");
-    Ok(String::from_utf8(output.stdout)?)
+    options.edits.iter().try_fold(String::from_utf8(output.stdout)?, |text, (from, to)| {
+        ensure!(text.contains(from), "the bootstrap has no {from}");
+        Ok(text.replace(from, to))
+    })
 }

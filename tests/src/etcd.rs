@@ -161,7 +161,7 @@ impl Etcd {
 
     async fn client_of(&self, index: usize) -> Result<Client> {
         let options =
-            ConnectOptions::new().with_connect_timeout(Duration::from_secs(2)).with_timeout(Duration::from_secs(10));
+            ConnectOptions::new().with_connect_timeout(Duration::from_secs(2)).with_timeout(Duration::from_secs(4));
         Ok(Client::connect([self.member(index)?.client.to_string()], Some(options)).await?)
     }
 

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use waypost_tests::world::{SERVICE, WEIGHTS, World, entry};
-use waypost_tests::{EnvoyOptions, Load, LoadPlan, Scene, Upstream, eventually};
+use waypost_tests::{Agent, AgentConfig, Envoy, EnvoyOptions, Etcd, Load, LoadPlan, Scene, Upstream, eventually, http};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -46,5 +46,33 @@ async fn without_clusters_no_header_of_the_client_names_the_node() -> Result<()>
         report.ensure_shares(&WEIGHTS, 0.01)?;
     }
     ensure!(outside.requests() == 0, "a header of the client named the node");
+    scene.close()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_header_can_name_the_service_and_a_service_that_nobody_knows_is_answered_with_503() -> Result<()> {
+    let scene = Scene::new()?;
+    let (from, to) = (r#"{\"from\":\"host\"}"#, r#"{\"from\":\"header\",\"name\":\"x-service\"}"#);
+    let etcd = Etcd::start(&scene).await?;
+    let agent = Agent::start(&scene, &AgentConfig::new("host-a", &etcd.endpoints())).await?;
+    let node = Upstream::start("a").await?;
+    let (key, value) = entry("other", "a", node.address(), 1);
+    etcd.put(&key, value).await?;
+    let envoy = EnvoyOptions::new(&[SERVICE]).mode("original_dst").edit(from, to);
+    let envoy = Envoy::prepare(&scene, &agent, &envoy).await?;
+    envoy.launch()?;
+    envoy.wait_ready().await?;
+    let get = async |service: &str| {
+        let request = hyper::Request::get("/").header("host", SERVICE).header("x-service", service);
+        http::send(envoy.listen(), request.body(Default::default())?).await
+    };
+    eventually(DEADLINE, "the service that the header names", || async {
+        let reply = get("other").await?;
+        ensure!(reply.status == 200 && reply.node() == "a", "{} {}", reply.status, reply.text());
+        Ok(())
+    })
+    .await?;
+    let reply = get("nobody").await?;
+    ensure!(reply.status == 503, "{} {}", reply.status, reply.text());
     scene.close()
 }

@@ -2,7 +2,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use waypost_tests::world::{SERVICE, WEIGHTS, World, entry};
+use waypost_tests::world::{PREFIX, SERVICE, WEIGHTS, World, entry};
 use waypost_tests::{
     Agent, AgentConfig, Envoy, EnvoyOptions, Etcd, Load, LoadPlan, Report, Scene, ServiceConfig, Upstream, eventually,
 };
@@ -32,6 +32,25 @@ async fn a_put_node_is_served_and_a_deleted_one_is_not() -> Result<()> {
     served_by(world.load(), &["a", "b", "c", "d"]).await?;
     world.etcd.delete(&key).await?;
     served_by(world.load(), &["a", "b", "c"]).await?;
+    load.stop().await?.ensure_no_failure()?;
+    scene.close()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_moves_to_another_port_is_served_there_and_no_longer_at_the_old_one() -> Result<()> {
+    let scene = Scene::new()?;
+    let etcd = Etcd::start(&scene).await?;
+    let agent = Agent::start(&scene, &AgentConfig::new("host-a", &etcd.endpoints())).await?;
+    let ports = [Upstream::start("first").await?, Upstream::start("second").await?, Upstream::start("third").await?];
+    etcd.put(&format!("{PREFIX}only"), entry(SERVICE, "only", ports[0].address(), 1).1).await?;
+    let envoy = Envoy::start(&scene, &agent, &EnvoyOptions::new(&[SERVICE])).await?;
+    let load = Load::start(envoy.load(SERVICE).rate(300.0));
+    for port in &ports {
+        let (key, value) = entry(SERVICE, "only", port.address(), 1);
+        etcd.put(&key, value).await?;
+        served_by(envoy.load(SERVICE), &[port.name()]).await?;
+    }
+    ensure!(agent.metric("waypost_guard_holds_total", &[]).await? == 0.0, "a move was taken for a loss");
     load.stop().await?.ensure_no_failure()?;
     scene.close()
 }

@@ -43,14 +43,14 @@ enum Task {
     },
     /// Build the agent (target/release/waypost) and the wasm modules (target/waypost)
     Build,
-    /// Run the tests, unit and end-to-end
+    /// Run the tests, unit and end-to-end, in the release profile
     Test {
         /// Only tests whose name contains this
         filter: Option<String>,
         /// Only unit and documentation tests
         #[arg(long, conflicts_with = "e2e")]
         unit: bool,
-        /// Only tests on real etcd and real Envoy
+        /// Only integration and end-to-end tests, on real etcd and real Envoy
         #[arg(long)]
         e2e: bool,
     },

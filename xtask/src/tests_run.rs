@@ -14,7 +14,7 @@ use crate::ui::{Ui, seconds};
 pub struct Selection {
     /// Unit and documentation tests.
     pub unit: bool,
-    /// The folders `tests/`: what starts real etcd, real Envoy, real agents.
+    /// The tests in folders called `tests`: most start real etcd, real agents and real Envoy.
     pub end_to_end: bool,
     /// Only tests whose name contains this.
     pub filter: Option<String>,
@@ -48,7 +48,12 @@ pub fn test(places: &Places, ui: &Ui, selection: &Selection) -> Result<()> {
     let parts: [(&str, bool, &[&str], &[&str]); 3] = [
         ("unit tests", selection.unit, &["--lib", "--bins"], &[]),
         ("documentation tests", selection.unit, &["--doc"], &[]),
-        ("end-to-end tests", selection.end_to_end, &["--test", "*"], &["--test-threads", END_TO_END_THREADS]),
+        (
+            "integration and end-to-end tests",
+            selection.end_to_end,
+            &["--test", "*"],
+            &["--test-threads", END_TO_END_THREADS],
+        ),
     ];
     for (name, wanted, targets, harness) in parts {
         if !wanted {

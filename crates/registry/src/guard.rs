@@ -4,6 +4,7 @@
 //! `etcdctl del --prefix` or agents cut off from etcd make keys vanish while the processes go on serving. So:
 //!
 //! * Only the loss of a node that could be picked counts: what drained or was critical was on its way out.
+//! * An instance that is there at another address has moved: its old address is no loss, and nothing runs there.
 //! * Losses within `window` add up: leases seldom end in the same instant.
 //! * If the service is emptied, or more than `max_loss` of its nodes went, all of these losses are held for `grace`.
 //! * A node that comes back is used as it comes; one that does not goes when its grace has ended.
@@ -68,14 +69,13 @@ impl Guard {
     /// A service's nodes as they are to be used: those given, and those held.
     pub fn apply(&mut self, service: &ServiceName, mut nodes: Vec<Node>, now: Instant) -> Vec<Node> {
         let addresses: HashSet<SocketAddr> = nodes.iter().map(|node| node.address).collect();
+        let instances: HashSet<&str> = nodes.iter().map(|node| node.id.as_str()).filter(|id| !id.is_empty()).collect();
+        let gone = |node: &Node| !addresses.contains(&node.address) && !instances.contains(node.id.as_str());
         let mut lost = self.lost.remove(service).unwrap_or_default();
-        lost.retain(|address, lost| {
-            let ends = lost.held_until.unwrap_or(lost.at + self.options.window);
-            !addresses.contains(address) && now < ends
-        });
+        lost.retain(|_, lost| gone(&lost.node) && now < lost.held_until.unwrap_or(lost.at + self.options.window));
 
         let before = self.present.remove(service).unwrap_or_default();
-        let vanished = before.into_iter().filter(|(address, _)| !addresses.contains(address));
+        let vanished = before.into_iter().filter(|(_, node)| gone(node));
         let vanished: Vec<_> =
             vanished.map(|(address, node)| (address, Lost { node, at: now, held_until: None })).collect();
         let any_vanished = !vanished.is_empty();
@@ -202,6 +202,17 @@ mod tests {
         assert!(bench.at(31, vec![]).is_empty());
         assert_eq!((bench.guard.held_nodes(), bench.guard.next_deadline()), (0, None));
         assert!(bench.guard.lost.is_empty() && bench.guard.present.is_empty());
+    }
+
+    #[test]
+    fn an_instance_that_moved_to_another_address_is_no_loss_and_replaces_what_was_held_of_it() {
+        let named = |port: u16, id: &str| Node { id: id.into(), ..node(port) };
+        let mut bench = Bench::new(GuardOptions::default());
+        assert_eq!(bench.at(0, vec![named(1, "a"), named(2, "b")]), [1, 2]);
+        assert_eq!(bench.at(1, vec![named(3, "a"), named(4, "b")]), [3, 4]);
+        assert_eq!(bench.at(2, vec![]), [3, 4]);
+        assert_eq!(bench.at(3, vec![named(5, "a")]), [4, 5]);
+        assert_eq!(bench.guard.held_nodes(), 1);
     }
 
     #[test]
