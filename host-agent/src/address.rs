@@ -101,26 +101,31 @@ impl fmt::Display for InterfaceAddress {
 }
 
 impl AddressSource {
-    /// The address, found on this host now.
+    /// Whether what it says may change while the agent runs.
+    pub fn is_dynamic(&self) -> bool {
+        !matches!(self, Self::Literal(_))
+    }
+
+    /// The address, found on this host now. `current` is the one found before: where several fit, it stays.
     ///
     /// # Errors
     /// [`AddressError`] if there is none.
-    pub fn resolve(&self) -> Result<IpAddr, AddressError> {
+    pub fn resolve(&self, current: Option<IpAddr>) -> Result<IpAddr, AddressError> {
         match self {
             Self::Literal(address) => Ok(*address),
             Self::Auto => match default_route_source() {
                 Some(address) => Ok(address),
-                None => self.choose(&interfaces()?),
+                None => self.choose(&interfaces()?, current),
             },
-            Self::Interface(_) | Self::Cidr(_) => self.choose(&interfaces()?),
+            Self::Interface(_) | Self::Cidr(_) => self.choose(&interfaces()?, current),
         }
     }
 
     /// The address out of those of the host.
-    fn choose(&self, known: &[InterfaceAddress]) -> Result<IpAddr, AddressError> {
+    fn choose(&self, known: &[InterfaceAddress], current: Option<IpAddr>) -> Result<IpAddr, AddressError> {
         // IPv4 first; link-local addresses of IPv6 need a scope, which a registry cannot carry.
         let mut usable: Vec<_> = known.iter().filter(|address| !is_link_local(address.ip)).collect();
-        usable.sort_by_key(|address| address.ip.is_ipv6());
+        usable.sort_by_key(|address| (Some(address.ip) != current, address.ip.is_ipv6()));
         let first = |fits: &dyn Fn(&InterfaceAddress) -> bool| usable.iter().find(|a| fits(a)).map(|a| a.ip);
         let names = || known.iter().map(ToString::to_string).collect();
         match self {
@@ -169,7 +174,7 @@ mod tests {
 
     fn choose(source: &str, addresses: &[(&str, &str)]) -> Result<String, String> {
         let source: AddressSource = source.parse().unwrap();
-        source.choose(&host(addresses)).map(|ip| ip.to_string()).map_err(|error| error.to_string())
+        source.choose(&host(addresses), None).map(|ip| ip.to_string()).map_err(|error| error.to_string())
     }
 
     const HOST: [(&str, &str); 5] = [
@@ -203,6 +208,18 @@ mod tests {
         assert_eq!(choose("cidr:192.168.0.0/16", &HOST).unwrap(), "192.168.9.1");
         assert_eq!(choose("cidr:2001:db8::/32", &HOST).unwrap(), "2001:db8::7");
         assert_eq!(choose("interface:lo", &HOST).unwrap(), "127.0.0.1");
+    }
+
+    #[test]
+    fn the_address_found_before_stays_while_it_fits() {
+        let (known, current) = (host(&HOST), |ip: &str| Some(ip.parse::<IpAddr>().unwrap()));
+        let again = |source: &str, ip| {
+            source.parse::<AddressSource>().unwrap().choose(&known, current(ip)).unwrap().to_string()
+        };
+        assert_eq!(again("auto", "192.168.9.1"), "192.168.9.1", "without a default route for a moment");
+        assert_eq!(again("interface:eth0", "2001:db8::7"), "2001:db8::7");
+        assert_eq!(again("interface:eth0", "192.168.9.1"), "10.1.2.3", "of another interface");
+        assert_eq!(again("cidr:10.0.0.0/8", "10.9.9.9"), "10.1.2.3", "gone from the host");
     }
 
     #[test]

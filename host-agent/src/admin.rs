@@ -1,6 +1,6 @@
 //! The admin HTTP server on loopback: whether the agent lives and is ready, its metrics, and what it serves.
 
-use std::{io, net::SocketAddr};
+use std::{collections::BTreeMap, io, net::SocketAddr};
 
 use axum::{
     Json, Router,
@@ -9,10 +9,11 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
+use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use waypost_catalog::{Catalog, Node};
+use waypost_catalog::{Catalog, Node, Service};
 
 use crate::{
     metrics::{self, Sources},
@@ -97,36 +98,66 @@ async fn metrics(State(sources): State<Sources>) -> Response {
 async fn catalog(State(sources): State<Sources>) -> Response {
     let catalog = sources.catalog.borrow().clone();
     match catalog {
-        Some(catalog) => Json(dump(&catalog)).into_response(),
+        Some(catalog) => Json(Dump::of(&catalog)).into_response(),
         None => (StatusCode::SERVICE_UNAVAILABLE, "no catalog yet: see /readyz\n").into_response(),
     }
 }
 
-fn dump(catalog: &Catalog) -> Value {
-    let services = catalog.services().iter().map(|(name, service)| {
-        let nodes: Vec<_> = service.nodes().map(dump_node).collect();
-        (name.to_string(), json!(nodes))
-    });
-    json!({
-        "version": catalog.version(),
-        // As text: a number of 64 bits does not survive JavaScript.
-        "hash": format!("{:016x}", catalog.hash()),
-        "services": services.collect::<serde_json::Map<_, _>>(),
-    })
+/// The catalog as JSON. It may be large: it is written from where it is, and nothing of it copied before.
+#[derive(Serialize)]
+struct Dump<'a> {
+    version: u64,
+    /// As text: a number of 64 bits does not survive JavaScript.
+    hash: String,
+    #[serde(serialize_with = "services")]
+    services: &'a Catalog,
 }
 
-fn dump_node(node: &Node) -> Value {
-    json!({
-        "address": node.address,
-        "weight": node.weight,
-        "health": node.health.as_str(),
-        "protocol": node.protocol.as_str(),
-        "id": node.id,
-        "zone": node.zone,
-        "version": node.version,
-        "tags": node.tags,
-        "metadata": node.metadata,
-    })
+impl<'a> Dump<'a> {
+    fn of(catalog: &'a Catalog) -> Self {
+        Self { version: catalog.version(), hash: format!("{:016x}", catalog.hash()), services: catalog }
+    }
+}
+
+fn services<S: Serializer>(catalog: &Catalog, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(catalog.services().iter().map(|(name, service)| (name.as_str(), Nodes(service))))
+}
+
+struct Nodes<'a>(&'a Service);
+
+impl Serialize for Nodes<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0.nodes().map(DumpedNode::of))
+    }
+}
+
+#[derive(Serialize)]
+struct DumpedNode<'a> {
+    address: SocketAddr,
+    weight: u32,
+    health: &'static str,
+    protocol: &'static str,
+    id: &'a str,
+    zone: &'a str,
+    version: &'a str,
+    tags: &'a [String],
+    metadata: &'a BTreeMap<String, String>,
+}
+
+impl<'a> DumpedNode<'a> {
+    fn of(node: &'a Node) -> Self {
+        Self {
+            address: node.address,
+            weight: node.weight,
+            health: node.health.as_str(),
+            protocol: node.protocol.as_str(),
+            id: &node.id,
+            zone: &node.zone,
+            version: &node.version,
+            tags: &node.tags,
+            metadata: &node.metadata,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -209,7 +240,12 @@ mod tests {
         assert!(body["stale_seconds"].as_f64().unwrap() >= 9.0, "{body}");
         let (_, body) = get(address, "/catalog").await;
         let body: Value = serde_json::from_str(&body).unwrap();
-        assert_eq!(body["services"]["web"][0]["address"], "10.0.0.1:80");
+        let node = json!({
+            "address": "10.0.0.1:80", "weight": 1, "health": "passing", "protocol": "http1", "id": "10.0.0.1:80",
+            "zone": "", "version": "", "tags": [], "metadata": {},
+        });
+        assert_eq!((&body["version"], &body["services"]), (&json!(1), &json!({"web": [node]})));
+        assert_eq!(body["hash"].as_str().unwrap().len(), 16);
         mirroring.shutdown().await;
     }
 

@@ -15,6 +15,7 @@ use anyhow::{Context as _, anyhow};
 use tokio::task::{JoinError, JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
+use waypost_registry::{ConnectOptions, Connector};
 
 use crate::{
     admin::{self, AdminError},
@@ -22,7 +23,7 @@ use crate::{
     etcd,
     metrics::{Reloads, Sources},
     mirroring::{MirrorSettings, Mirroring},
-    published::CatalogReceiver,
+    published::{CatalogReceiver, Staleness},
     registrations::Registrations,
     reload::{self, FileWatcher},
     signals::{Signals, Wanted},
@@ -78,6 +79,9 @@ struct Agent {
     /// The configuration's text as it was last read, right or wrong.
     text: String,
     config: Config,
+    /// How etcd is reached, with the certificates and the password as they were last read.
+    etcd: ConnectOptions,
+    connector: Connector,
     registrations: Registrations,
     /// Cancelled: services that leave wait no more.
     cut: CancellationToken,
@@ -94,6 +98,7 @@ impl Agent {
         let text = read(path)?;
         let config =
             config::parse(&path.display().to_string(), &text, &config::host_name()).map_err(|e| anyhow!("{e}"))?;
+        let etcd = etcd::options(&config.etcd)?;
         let connector = etcd::connector(&config.etcd)?;
         let state = patiently(async || StateDir::open(&config.state_dir), StateError::is_held).await?;
         let is_held = |error: &SocketError| matches!(error, SocketError::InUse(_));
@@ -103,9 +108,10 @@ impl Agent {
         let disk = state::catalog::load(&state.catalog_path());
         let saved = disk.as_ref().map(|copy| copy.catalog.version());
         let (mirroring, catalog) = Mirroring::start(connector.clone(), mirror_settings(&config), disk);
-        let saver = Saver::start(state.catalog_path(), catalog.clone(), saved);
+        let saver = Saver::start(state.catalog_path(), catalog.clone(), mirroring.board(), saved);
         let cut = CancellationToken::new();
-        let mut registrations = Registrations::new(connector, Arc::new(Leases::load(state.leases_path())), cut.clone());
+        let leases = Arc::new(Leases::load(state.leases_path(), &config.node));
+        let mut registrations = Registrations::new(connector.clone(), leases, cut.clone());
 
         let reloads = Arc::<Reloads>::default();
         let streams = Arc::<StreamMetrics>::default();
@@ -130,11 +136,25 @@ impl Agent {
         let (node, services, watches) = (&config.node, config.services.len(), config.watches.len());
         info!(version = env!("CARGO_PKG_VERSION"), node, services, watches, admin = %config.admin, "agent started");
         let path = path.to_owned();
-        Ok(Self { path, text, config, registrations, cut, mirroring, servers, saver, reloads, _state: state })
+        Ok(Self {
+            path,
+            text,
+            config,
+            etcd,
+            connector,
+            registrations,
+            cut,
+            mirroring,
+            servers,
+            saver,
+            reloads,
+            _state: state,
+        })
     }
 
     /// Reads the configuration again and takes what is new in it. Unless `asked`, only if its text is another.
     fn reload(&mut self, asked: bool) {
+        self.renew_credentials();
         let text = match read(&self.path) {
             Ok(text) => text,
             Err(error) => {
@@ -156,6 +176,25 @@ impl Agent {
                 }
                 self.reloads.refused();
             }
+        }
+    }
+
+    /// Reads certificates and password again. New connections to etcd are made with what is new in them.
+    fn renew_credentials(&mut self) {
+        let options = match etcd::options(&self.config.etcd) {
+            Ok(options) if options == self.etcd => return,
+            Ok(options) => options,
+            Err(error) => {
+                warn!(error = format!("{error:#}"), "certificates and password of etcd stay as they were");
+                return;
+            }
+        };
+        match self.connector.replace(options.clone()) {
+            Ok(()) => {
+                info!("certificates or password of etcd changed: new connections use them");
+                self.etcd = options;
+            }
+            Err(error) => warn!(%error, "certificates and password of etcd stay as they were"),
         }
     }
 
@@ -256,9 +295,9 @@ struct Saver {
 }
 
 impl Saver {
-    fn start(path: PathBuf, catalog: CatalogReceiver, saved: Option<u64>) -> Self {
+    fn start(path: PathBuf, catalog: CatalogReceiver, staleness: Arc<dyn Staleness>, saved: Option<u64>) -> Self {
         let stop = CancellationToken::new();
-        Self { task: tokio::spawn(state::catalog::keep_saved(path, catalog, saved, stop.clone())), stop }
+        Self { task: tokio::spawn(state::catalog::keep_saved(path, catalog, staleness, saved, stop.clone())), stop }
     }
 
     async fn stop(self) {

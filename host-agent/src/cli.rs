@@ -1,6 +1,8 @@
 //! The command line: what can be asked for, and who answers.
 
 mod check;
+mod child;
+mod hold;
 
 use std::{
     io::{self, Write as _},
@@ -42,6 +44,12 @@ enum Command {
     /// Work with Envoy
     #[command(subcommand)]
     Envoy(EnvoyCommand),
+    /// Run a command while holding a lock in etcd; straight at etcd, no agent is needed
+    #[command(after_long_help = hold::STATUS_HELP)]
+    Lock(hold::Lock),
+    /// Run a command while being the leader of an election in etcd; straight at etcd, no agent is needed
+    #[command(after_long_help = hold::STATUS_HELP)]
+    Elect(hold::Elect),
 }
 
 #[derive(Debug, Subcommand)]
@@ -120,6 +128,8 @@ impl Cli {
                 print(&bootstrap.render()?)?;
                 Ok(ExitCode::SUCCESS)
             }
+            Command::Lock(lock) => lock.run(),
+            Command::Elect(elect) => elect.run(),
         }
     }
 }

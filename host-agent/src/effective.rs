@@ -3,7 +3,11 @@
 //!
 //! What was served before (the disk copy after a restart, or what removed watches knew after a reload) is kept beside
 //! the watches until every one of them has had its first full mirror. So a restart without etcd serves what it last
-//! knew, and moving services from one prefix to another leaves no gap.
+//! knew, and moving services from one prefix to another leaves no gap. A watch that never gets its full mirror holds
+//! that up for a while only: what nobody vouches for is dropped then.
+
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
@@ -77,8 +81,11 @@ pub struct Effective {
     guard: Guard,
     /// Holds of earlier guards, before their settings changed.
     earlier_holds: u64,
-    /// What was served before and no watch has named yet; dropped once all watches are synced.
+    /// What was served before and no watch has named yet; dropped once all watches are synced, or some have been for
+    /// long enough.
     remainder: Nodes,
+    /// When the remainder is dropped in any case; counts from the first sign that etcd can be reached.
+    remainder_until: Option<Instant>,
     touched: BTreeSet<ServiceName>,
     catalog: Arc<Catalog>,
     published: bool,
@@ -98,6 +105,7 @@ impl Effective {
             guard,
             earlier_holds: 0,
             remainder: nodes_of(&catalog),
+            remainder_until: None,
             touched: BTreeSet::new(),
             catalog,
             published,
@@ -124,6 +132,7 @@ impl Effective {
     pub fn apply(&mut self, watch: &Watch, event: &MirrorEvent, now: Instant) {
         let Some(source) = self.sources.iter_mut().find(|source| source.watch == *watch) else { return };
         let touched = source.view.apply(event);
+        self.remainder_until.get_or_insert(now + FIRST_WAIT.max(self.settings.grace));
         if let MirrorEvent::Synced { .. } = event {
             self.first_sync.get_or_insert(now);
             if !source.synced {
@@ -143,7 +152,13 @@ impl Effective {
     /// The next version, if anything to be served changed.
     pub fn publish(&mut self, now: Instant) -> Option<Arc<Catalog>> {
         let all_synced = self.all_synced();
-        if all_synced && !self.remainder.is_empty() {
+        let overdue = self.remainder_until.is_some_and(|until| now >= until);
+        if !self.remainder.is_empty() && (all_synced || overdue) {
+            if !all_synced {
+                let unsynced = self.sources.iter().filter(|source| !source.synced);
+                let prefixes: Vec<_> = unsynced.map(|source| source.watch.prefix.as_str()).collect();
+                warn!(?prefixes, "still not mirrored: what was served of them before is dropped");
+            }
             self.touched.extend(std::mem::take(&mut self.remainder).into_keys());
         }
         self.touched.extend(self.guard.expire(now));
@@ -175,7 +190,8 @@ impl Effective {
     /// When to call [`Self::publish`] next though no event came.
     pub fn next_deadline(&self) -> Option<Instant> {
         let first = self.first_sync.filter(|_| !self.published).map(|first| first + FIRST_WAIT);
-        self.guard.next_deadline().into_iter().chain(first).min()
+        let remainder = self.remainder_until.filter(|_| !self.remainder.is_empty());
+        self.guard.next_deadline().into_iter().chain(first).chain(remainder).min()
     }
 
     /// Takes other watches. Those that stay keep what they know; what only removed ones knew is kept until all new
@@ -196,8 +212,10 @@ impl Effective {
             }
         }
         remainder.retain(|_, nodes| !nodes.is_empty());
-        self.touched.extend(remainder.keys().cloned());
         self.remainder = remainder;
+        self.remainder_until = None;
+        // Also services that other watches know: the removed one may have had a say in them.
+        self.touched.extend(self.catalog.services().keys().cloned());
     }
 
     /// Takes another guard, to which what is served now is the previous state.
@@ -216,16 +234,11 @@ impl Effective {
     fn nodes(&mut self, service: &ServiceName, now: Instant) -> Vec<Node> {
         let mut nodes = self.merged(service);
         if guards(&self.settings, service) {
-            let guarded = self.guard.apply(service, nodes.values().map(outline).collect(), now);
-            // What the guard holds was served until now, and is in full where it was served from.
             let served = self.catalog.services().get(service);
-            for address in guarded.into_iter().map(|node| node.address) {
-                let held = || served.and_then(|served| served.entries().get(&address));
-                if let Entry::Vacant(entry) = nodes.entry(address)
-                    && let Some(held) = held()
-                {
-                    entry.insert(held.node().clone());
-                }
+            let whole = |address: &SocketAddr| Some(served?.entries().get(address)?.node().clone());
+            let guarded = self.guard.apply(service, nodes.values().map(outline).collect(), now, whole);
+            for node in guarded {
+                nodes.entry(node.address).or_insert(node);
             }
         }
         nodes.into_values().collect()
@@ -257,7 +270,7 @@ fn nodes_of(catalog: &Catalog) -> Nodes {
 
 /// What the guard judges by. It keeps every node it is told of, so it is told no more than that.
 fn outline(node: &Node) -> Node {
-    Node { weight: node.weight, health: node.health, id: String::new(), ..Node::at(node.address) }
+    Node { weight: node.weight, health: node.health, id: node.id.clone(), ..Node::at(node.address) }
 }
 
 fn guards(settings: &config::Guard, service: &ServiceName) -> bool {
@@ -271,204 +284,6 @@ fn options(settings: &config::Guard) -> GuardOptions {
 /// Makes what is served now the guard's previous state.
 fn seed(guard: &mut Guard, settings: &config::Guard, catalog: &Catalog, now: Instant) {
     for (name, service) in catalog.services().iter().filter(|(name, _)| guards(settings, name)) {
-        guard.apply(name, service.nodes().map(outline).collect(), now);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use waypost_catalog::{Health, Protocol};
-    use waypost_registry::{Format, KeyValue, ResyncReason};
-
-    use super::*;
-
-    fn watch(prefix: &str) -> Watch {
-        Watch { prefix: prefix.into(), format: Format::Waypost, protocol: Protocol::Http1 }
-    }
-
-    fn key(key: &str, address: &str, health: &str) -> Arc<KeyValue> {
-        let (address, port) = address.split_once(':').unwrap();
-        let value = format!(r#"{{"address":"{address}","port":{port},"health":"{health}"}}"#).into_bytes();
-        Arc::new(KeyValue { key: key.into(), value, mod_revision: 1, create_revision: 1, lease: 0 })
-    }
-
-    fn synced(entries: &[(&str, &str)]) -> MirrorEvent {
-        let entries = entries.iter().map(|(name, address)| key(name, address, "passing")).collect();
-        MirrorEvent::Synced { entries, reason: ResyncReason::First }
-    }
-
-    fn put(name: &str, address: &str, health: &str) -> MirrorEvent {
-        MirrorEvent::Changed { puts: vec![key(name, address, health)], deletes: Vec::new(), revision: 2 }
-    }
-
-    fn deleted(names: &[&str]) -> MirrorEvent {
-        MirrorEvent::Changed { puts: Vec::new(), deletes: names.iter().map(ToString::to_string).collect(), revision: 3 }
-    }
-
-    fn shown(catalog: &Catalog) -> Vec<String> {
-        let services = catalog.services().iter();
-        services
-            .flat_map(|(name, service)| service.nodes().map(move |node| format!("{name} {}", node.address)))
-            .collect()
-    }
-
-    fn disk(nodes: &[(&str, &str)]) -> Catalog {
-        let mut services: BTreeMap<ServiceName, Vec<Node>> = BTreeMap::new();
-        for (name, address) in nodes {
-            services.entry(ServiceName::new(name).unwrap()).or_default().push(Node::at(address.parse().unwrap()));
-        }
-        Catalog::default().updated(services).0.unwrap()
-    }
-
-    fn effective(watches: &[&str], disk: Option<Catalog>) -> (Effective, Instant) {
-        let now = Instant::now();
-        let watches = watches.iter().map(|prefix| watch(prefix)).collect();
-        (Effective::new(watches, config::Guard::default(), disk, now), now)
-    }
-
-    fn off() -> config::Guard {
-        config::Guard { enabled: false, ..config::Guard::default() }
-    }
-
-    #[test]
-    fn nothing_is_served_before_the_first_full_state_and_an_empty_one_counts() {
-        let (mut effective, now) = effective(&["/a/"], None);
-        assert!(effective.current().is_none() && effective.publish(now).is_none());
-        effective.apply(&watch("/a/"), &synced(&[]), now);
-        assert_eq!(shown(&effective.publish(now).unwrap()), [""; 0]);
-        assert!(effective.publish(now).is_none(), "nothing changed since");
-    }
-
-    #[test]
-    fn puts_and_deletes_make_versions() {
-        let (mut effective, now) = effective(&["/a/"], None);
-        effective.apply(&watch("/a/"), &synced(&[("/a/web/1", "10.0.0.1:80")]), now);
-        let first = effective.publish(now).unwrap();
-        effective.apply(&watch("/a/"), &put("/a/web/2", "10.0.0.2:80", "passing"), now);
-        effective.apply(&watch("/a/"), &put("/a/web/3", "10.0.0.3:80", "passing"), now);
-        let second = effective.publish(now).unwrap();
-        assert_eq!(second.version(), first.version() + 1, "one version for all that was taken in");
-        assert_eq!(shown(&second), ["web 10.0.0.1:80", "web 10.0.0.2:80", "web 10.0.0.3:80"]);
-        effective.apply(&watch("/a/"), &deleted(&["/a/web/2"]), now);
-        assert_eq!(shown(&effective.publish(now).unwrap()), ["web 10.0.0.1:80", "web 10.0.0.3:80"]);
-    }
-
-    #[test]
-    fn nothing_is_served_until_all_watches_are_synced_or_one_was_waited_for_long_enough() {
-        let (mut effective, now) = effective(&["/a/", "/b/"], None);
-        effective.apply(&watch("/a/"), &synced(&[("/a/web/1", "10.0.0.1:80")]), now);
-        assert!(effective.publish(now).is_none());
-        assert_eq!(effective.next_deadline(), Some(now + FIRST_WAIT));
-        let published = effective.publish(now + FIRST_WAIT).unwrap();
-        assert_eq!(shown(&published), ["web 10.0.0.1:80"]);
-        assert_eq!(effective.next_deadline(), None);
-    }
-
-    #[test]
-    fn a_service_of_several_watches_has_one_node_per_address_and_a_passing_one_first() {
-        let (mut effective, now) = effective(&["/a/", "/b/"], None);
-        effective.apply(&watch("/a/"), &synced(&[]), now);
-        effective.apply(&watch("/b/"), &synced(&[("/b/web/1", "10.0.0.1:80"), ("/b/web/2", "10.0.0.2:80")]), now);
-        effective.apply(&watch("/a/"), &put("/a/web/x", "10.0.0.1:80", "critical"), now);
-        let catalog = effective.publish(now).unwrap();
-        let nodes: Vec<_> = catalog.services()["web"].nodes().map(|node| (&*node.id, node.health)).collect();
-        assert_eq!(nodes, [("1", Health::Passing), ("2", Health::Passing)]);
-        effective.apply(&watch("/a/"), &put("/a/web/x", "10.0.0.1:80", "passing"), now);
-        let catalog = effective.publish(now).unwrap();
-        assert_eq!(catalog.services()["web"].nodes().next().unwrap().id, "x", "the earlier watch of two that pass");
-    }
-
-    #[test]
-    fn the_disk_copy_is_served_at_once_and_replaced_by_the_first_full_state() {
-        let copy = disk(&[("web", "10.0.0.1:80"), ("web", "10.0.0.2:80"), ("web", "10.0.0.3:80")]);
-        let (mut effective, now) = effective(&["/a/"], Some(copy.clone()));
-        assert_eq!(shown(&effective.current().unwrap()), shown(&copy));
-        assert!(!effective.figures().complete);
-        effective.apply(&watch("/a/"), &synced(&[("/a/web/1", "10.0.0.1:80"), ("/a/web/2", "10.0.0.2:80")]), now);
-        let next = effective.publish(now).unwrap();
-        assert_eq!(shown(&next), ["web 10.0.0.1:80", "web 10.0.0.2:80"]);
-        assert!(next.version() > copy.version() && effective.figures().complete);
-    }
-
-    #[test]
-    fn the_disk_copy_counts_as_the_previous_nodes_of_the_guard() {
-        let copy = disk(&[("web", "10.0.0.1:80"), ("web", "10.0.0.2:80"), ("api", "10.0.0.3:80")]);
-        let (mut effective, now) = effective(&["/a/"], Some(copy.clone()));
-        effective.apply(&watch("/a/"), &synced(&[]), now);
-        assert!(effective.publish(now).is_none(), "an empty etcd changes nothing for now");
-        assert_eq!((effective.figures().held_nodes, effective.figures().holds), (3, 2));
-        let later = effective.next_deadline().unwrap();
-        assert_eq!(later, now + config::Guard::default().grace);
-        assert_eq!(shown(&effective.publish(later).unwrap()), [""; 0]);
-    }
-
-    #[test]
-    fn the_disk_copys_remainder_stays_until_all_watches_are_synced_and_no_longer() {
-        let copy =
-            disk(&[("web", "10.0.0.1:80"), ("web", "10.0.0.2:80"), ("api", "10.0.0.3:80"), ("old", "10.0.0.4:80")]);
-        let (mut effective, now) = effective(&["/a/", "/b/"], Some(copy));
-        effective.set_guard(off(), now);
-        effective.apply(&watch("/a/"), &synced(&[("/a/web/1", "10.0.0.1:80"), ("/a/web/2", "10.0.0.2:80")]), now);
-        let version = effective.publish(now).map_or(1, |catalog| catalog.version());
-        assert_eq!(effective.current().unwrap().node_count(), 4);
-        effective.apply(&watch("/a/"), &deleted(&["/a/web/2"]), now);
-        let next = effective.publish(now).unwrap();
-        assert_eq!(
-            shown(&next),
-            ["api 10.0.0.3:80", "old 10.0.0.4:80", "web 10.0.0.1:80"],
-            "a synced watch may delete"
-        );
-        assert!(next.version() > version);
-        effective.apply(&watch("/b/"), &synced(&[("/b/api/3", "10.0.0.3:80")]), now);
-        assert_eq!(shown(&effective.publish(now).unwrap()), ["api 10.0.0.3:80", "web 10.0.0.1:80"]);
-    }
-
-    #[test]
-    fn moving_to_another_prefix_leaves_no_gap() {
-        let (mut effective, now) = effective(&["/a/", "/b/"], None);
-        effective.set_guard(off(), now);
-        effective.apply(&watch("/a/"), &synced(&[("/a/web/1", "10.0.0.1:80")]), now);
-        effective.apply(&watch("/b/"), &synced(&[("/b/api/1", "10.0.0.2:80")]), now);
-        effective.publish(now);
-        effective.set_watches(&[watch("/b/"), watch("/c/")]);
-        assert!(effective.publish(now).is_none(), "what only the removed watch knew is kept");
-        effective.apply(&watch("/b/"), &deleted(&["/b/api/1"]), now);
-        assert_eq!(shown(&effective.publish(now).unwrap()), ["web 10.0.0.1:80"], "a watch that stayed goes on");
-        effective.apply(&watch("/c/"), &synced(&[("/c/web/1", "10.0.0.9:80")]), now);
-        assert_eq!(shown(&effective.publish(now).unwrap()), ["web 10.0.0.9:80"]);
-    }
-
-    #[test]
-    fn a_removed_watch_takes_its_nodes_with_it() {
-        let (mut effective, now) = effective(&["/a/", "/b/"], None);
-        effective.set_guard(off(), now);
-        effective.apply(&watch("/a/"), &synced(&[("/a/web/1", "10.0.0.1:80")]), now);
-        effective.apply(&watch("/b/"), &synced(&[("/b/api/1", "10.0.0.2:80")]), now);
-        effective.publish(now);
-        effective.set_watches(&[watch("/b/")]);
-        assert_eq!(shown(&effective.publish(now).unwrap()), ["api 10.0.0.2:80"]);
-    }
-
-    #[test]
-    fn an_exempt_service_is_not_guarded_and_others_are() {
-        let (mut effective, now) = effective(&["/a/"], None);
-        let exempt = vec![ServiceName::new("batch").unwrap()];
-        effective.set_guard(config::Guard { exempt, ..config::Guard::default() }, now);
-        effective.apply(&watch("/a/"), &synced(&[("/a/batch/1", "10.0.0.1:80"), ("/a/web/1", "10.0.0.2:80")]), now);
-        effective.publish(now);
-        effective.apply(&watch("/a/"), &deleted(&["/a/batch/1", "/a/web/1"]), now);
-        assert_eq!(shown(&effective.publish(now).unwrap()), ["web 10.0.0.2:80"]);
-    }
-
-    #[test]
-    fn a_switched_off_guard_lets_go_of_what_it_held() {
-        let (mut effective, now) = effective(&["/a/"], None);
-        effective.apply(&watch("/a/"), &synced(&[("/a/web/1", "10.0.0.1:80")]), now);
-        effective.publish(now);
-        effective.apply(&watch("/a/"), &deleted(&["/a/web/1"]), now);
-        assert!(effective.publish(now).is_none());
-        effective.set_guard(off(), now);
-        assert_eq!(shown(&effective.publish(now).unwrap()), [""; 0]);
-        assert_eq!((effective.figures().held_nodes, effective.figures().holds), (0, 1), "counters never go back");
+        guard.apply(name, service.nodes().map(outline).collect(), now, |_| None);
     }
 }

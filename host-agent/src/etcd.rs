@@ -7,11 +7,11 @@ use waypost_registry::{ConnectOptions, Connector, Credentials, TlsOptions};
 
 use crate::config::{Etcd, Password};
 
-/// The connector. Nothing is connected yet.
+/// How etcd is reached, with certificates and password as their files hold them now.
 ///
 /// # Errors
-/// A file that cannot be read, or an endpoint or certificate that cannot be used.
-pub fn connector(etcd: &Etcd) -> anyhow::Result<Connector> {
+/// A file that cannot be read.
+pub fn options(etcd: &Etcd) -> anyhow::Result<ConnectOptions> {
     let auth = match &etcd.auth {
         Some(auth) => Some(Credentials { username: auth.username.clone(), password: password(&auth.password)? }),
         None => None,
@@ -22,14 +22,21 @@ pub fn connector(etcd: &Etcd) -> anyhow::Result<Connector> {
         None => None,
     };
     let tls = (ca_pem.is_some() || identity.is_some()).then_some(TlsOptions { ca_pem, identity });
-    let options = ConnectOptions {
+    Ok(ConnectOptions {
         endpoints: etcd.endpoints.clone(),
         auth,
         tls,
         connect_timeout: etcd.connect_timeout,
         request_timeout: etcd.request_timeout,
-    };
-    Connector::new(options).context("etcd cannot be reached as configured")
+    })
+}
+
+/// The connector. Nothing is connected yet.
+///
+/// # Errors
+/// A file that cannot be read, or an endpoint or certificate that cannot be used.
+pub fn connector(etcd: &Etcd) -> anyhow::Result<Connector> {
+    Connector::new(options(etcd)?).context("etcd cannot be reached as configured")
 }
 
 fn read(key: &str, path: &Path) -> anyhow::Result<Vec<u8>> {
@@ -71,12 +78,16 @@ mod tests {
         let path = dir.path().join("password");
         fs::write(&path, "s3cret \r\n").unwrap();
         assert_eq!(password(&Password::File(path.clone())).unwrap(), "s3cret ");
-        connector(&etcd(Password::File(path))).unwrap();
+        let etcd = etcd(Password::File(path.clone()));
+        let before = options(&etcd).unwrap();
+        connector(&etcd).unwrap();
+        fs::write(&path, "an0ther").unwrap();
+        assert_ne!(options(&etcd).unwrap(), before, "read anew each time");
     }
 
     #[test]
     fn a_missing_file_is_named_with_its_key() {
-        let error = connector(&etcd(Password::File("/nowhere/password".into()))).unwrap_err();
+        let error = options(&etcd(Password::File("/nowhere/password".into()))).unwrap_err();
         assert_eq!(error.to_string(), "etcd.password_file: cannot read /nowhere/password");
     }
 

@@ -5,7 +5,7 @@
 //! * [`effective`] and [`mirroring`]: what all watches know, merged, guarded and published as one catalog.
 //! * [`published`]: the seam to [`stream`] and [`xds`], which serve that catalog over a Unix socket.
 //! * [`state`]: what outlives a restart. [`admin`] and [`metrics`]: what people and monitoring see.
-//! * [`agent`] starts and stops all of it in order; [`reload`] says when the configuration changed.
+//! * [`agent`] starts and stops all of it in order; [`reload`] says when the configuration changed; [`panics`] ends it.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
@@ -21,6 +21,7 @@ pub mod etcd;
 pub mod logging;
 pub mod metrics;
 pub mod mirroring;
+pub mod panics;
 pub mod proto;
 pub mod published;
 pub mod registrations;

@@ -20,6 +20,8 @@ pub fn start() -> anyhow::Result<()> {
         .with_env_filter(filter)
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
+        // Where stderr is broken, saying so there would be a panic.
+        .log_internal_errors(false)
         .init();
     Ok(())
 }

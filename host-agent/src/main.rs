@@ -4,9 +4,10 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use waypost_agent::cli::Cli;
+use waypost_agent::{cli::Cli, panics};
 
 fn main() -> ExitCode {
+    panics::end_the_process();
     match Cli::parse().run() {
         Ok(code) => code,
         Err(error) => {

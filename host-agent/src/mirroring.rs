@@ -38,10 +38,15 @@ pub struct MirrorSettings {
 /// How the mirrors stand, for metrics, the admin server and the stream's heartbeats.
 #[derive(Debug)]
 pub struct MirrorBoard {
-    mirrors: Mutex<Vec<(Watch, watch::Receiver<MirrorStatus>)>>,
+    mirrors: Mutex<Vec<ShownMirror>>,
     figures: watch::Receiver<Figures>,
-    /// When the disk copy was written, or else the agent started: what is served before the first full mirror is as
-    /// old as that.
+}
+
+#[derive(Debug)]
+struct ShownMirror {
+    watch: Watch,
+    status: watch::Receiver<MirrorStatus>,
+    /// How old what is served of it before its first full mirror is.
     before: Instant,
 }
 
@@ -49,7 +54,7 @@ impl MirrorBoard {
     /// Every watch and the state of its mirror.
     pub fn mirrors(&self) -> Vec<(Watch, MirrorStatus)> {
         let mirrors = self.mirrors.lock().unwrap_or_else(PoisonError::into_inner);
-        mirrors.iter().map(|(watch, status)| (watch.clone(), status.borrow().clone())).collect()
+        mirrors.iter().map(|mirror| (mirror.watch.clone(), mirror.status.borrow().clone())).collect()
     }
 
     /// Figures of the merge.
@@ -61,8 +66,11 @@ impl MirrorBoard {
 impl Staleness for MirrorBoard {
     fn stale_for(&self) -> Duration {
         let mirrors = self.mirrors.lock().unwrap_or_else(PoisonError::into_inner);
-        let current = |status: &MirrorStatus| if status.revision == 0 { self.before } else { status.last_contact };
-        let oldest = mirrors.iter().map(|(_, status)| current(&status.borrow())).min();
+        let current = |mirror: &ShownMirror| match &*mirror.status.borrow() {
+            MirrorStatus { revision: 0, .. } => mirror.before,
+            status => status.last_contact,
+        };
+        let oldest = mirrors.iter().map(current).min();
         oldest.map_or(Duration::ZERO, |oldest| oldest.elapsed())
     }
 }
@@ -85,7 +93,7 @@ impl Mirroring {
         let effective = Effective::new(watches, guard, disk.map(|copy| copy.catalog), now);
         let (catalog, catalog_receiver) = watch::channel(effective.current());
         let (figures, figures_receiver) = watch::channel(effective.figures());
-        let board = Arc::new(MirrorBoard { mirrors: Mutex::default(), figures: figures_receiver, before });
+        let board = Arc::new(MirrorBoard { mirrors: Mutex::default(), figures: figures_receiver });
         let (settings, settings_receiver) = watch::channel(settings);
         let stop = CancellationToken::new();
         let mut worker = Worker {
@@ -98,7 +106,7 @@ impl Mirroring {
             figures,
             board: Arc::clone(&board),
         };
-        worker.start_mirrors();
+        worker.start_mirrors(before);
         let task = tokio::spawn(worker.run(stop.clone()));
         (Self { settings, board, stop, task }, catalog_receiver)
     }
@@ -126,11 +134,17 @@ impl Mirroring {
     }
 }
 
+struct RunningMirror {
+    watch: Watch,
+    mirror: Mirror,
+    before: Instant,
+}
+
 struct Worker {
     connector: Connector,
     settings: watch::Receiver<MirrorSettings>,
     effective: Effective,
-    mirrors: Vec<(Watch, Mirror)>,
+    mirrors: Vec<RunningMirror>,
     events: StreamMap<Watch, ReceiverStream<MirrorEvent>>,
     catalog: watch::Sender<Option<Arc<Catalog>>>,
     figures: watch::Sender<Figures>,
@@ -155,7 +169,7 @@ impl Worker {
             }
             self.publish();
         }
-        for (_, mirror) in self.mirrors {
+        for RunningMirror { mirror, .. } in self.mirrors {
             mirror.shutdown().await;
         }
     }
@@ -190,29 +204,36 @@ impl Worker {
         let MirrorSettings { watches, guard } = self.settings.borrow_and_update().clone();
         self.effective.set_guard(guard, Instant::now());
         self.effective.set_watches(&watches);
-        let (kept, removed) =
-            std::mem::take(&mut self.mirrors).into_iter().partition(|(watch, _)| watches.contains(watch));
+        let (kept, removed): (_, Vec<_>) =
+            std::mem::take(&mut self.mirrors).into_iter().partition(|running| watches.contains(&running.watch));
         self.mirrors = kept;
-        self.start_mirrors();
-        for (watch, mirror) in removed {
+        // What is served of a new watch is what removed ones knew until now.
+        self.start_mirrors(Instant::now());
+        for RunningMirror { watch, mirror, .. } in removed {
             info!(prefix = watch.prefix, "watch removed");
             self.events.remove(&watch);
             mirror.shutdown().await;
         }
     }
 
-    /// Starts a mirror for each watch that has none, and shows them all on the board.
-    fn start_mirrors(&mut self) {
+    /// Starts a mirror for each watch that has none, and shows them all on the board. `before` says how old what is
+    /// served of the new ones is.
+    fn start_mirrors(&mut self, before: Instant) {
         let watches = self.settings.borrow().watches.clone();
         for watch in watches {
-            if self.mirrors.iter().any(|(known, _)| *known == watch) {
+            if self.mirrors.iter().any(|known| known.watch == watch) {
                 continue;
             }
             let (mirror, events) = Mirror::start(self.connector.clone(), MirrorOptions::new(watch.prefix.clone()));
             self.events.insert(watch.clone(), ReceiverStream::new(events));
-            self.mirrors.push((watch, mirror));
+            self.mirrors.push(RunningMirror { watch, mirror, before });
         }
-        let shown = self.mirrors.iter().map(|(watch, mirror)| (watch.clone(), mirror.status())).collect();
+        let shown = |RunningMirror { watch, mirror, before }: &RunningMirror| ShownMirror {
+            watch: watch.clone(),
+            status: mirror.status(),
+            before: *before,
+        };
+        let shown = self.mirrors.iter().map(shown).collect();
         *self.board.mirrors.lock().unwrap_or_else(PoisonError::into_inner) = shown;
     }
 }
@@ -221,5 +242,36 @@ async fn sleep_until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use waypost_catalog::Protocol;
+    use waypost_registry::{ConnectOptions, Format};
+
+    use super::*;
+
+    fn settings(prefix: &str) -> MirrorSettings {
+        let watch = Watch { prefix: prefix.into(), format: Format::Waypost, protocol: Protocol::Http1 };
+        MirrorSettings { watches: vec![watch], guard: config::Guard::default() }
+    }
+
+    #[tokio::test]
+    async fn a_watch_added_by_a_reload_is_as_old_as_its_mirror_and_not_as_the_disk_copy() {
+        let endpoints = vec!["http://127.0.0.1:1".into()];
+        let connector = Connector::new(ConnectOptions { endpoints, ..ConnectOptions::default() }).unwrap();
+        let disk = DiskCopy { catalog: Catalog::default(), age: Duration::from_secs(3600) };
+        let (mirroring, _catalog) = Mirroring::start(connector, settings("/a/"), Some(disk));
+        let board = mirroring.board();
+        assert!(board.stale_for() >= Duration::from_secs(3600));
+        mirroring.apply(settings("/b/"));
+        let limit = Instant::now() + Duration::from_secs(5);
+        while board.mirrors()[0].0.prefix != "/b/" {
+            assert!(Instant::now() < limit);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(board.stale_for() < Duration::from_secs(60), "{:?}", board.stale_for());
+        mirroring.shutdown().await;
     }
 }

@@ -16,14 +16,13 @@ use waypost_catalog::wire::limits;
 
 use crate::{
     counters::Counter,
-    filter::Filter,
+    filter::{CANDIDATES, Filter},
     host::{Host, Level, Request, SharedData},
     stream::TICK,
 };
 
 const SERVICE: &str = "waypost.catalog.v1.CatalogService";
 const METHOD: &str = "Stream";
-const CANDIDATES: &str = "x-waypost-candidates";
 
 struct Vm {
     filter: Option<Filter>,
@@ -31,34 +30,37 @@ struct Vm {
     metrics: Vec<u32>,
     /// Root contexts that the SDK was told of.
     roots: Vec<u32>,
+    /// The one that opened the stream. Envoy keeps streams for each, and each has its own tick.
+    stream_root: u32,
 }
 
 thread_local! {
-    static VM: RefCell<Vm> = const { RefCell::new(Vm { filter: None, metrics: Vec::new(), roots: Vec::new() }) };
+    static VM: RefCell<Vm> =
+        const { RefCell::new(Vm { filter: None, metrics: Vec::new(), roots: Vec::new(), stream_root: 0 }) };
 }
 
-/// The filter together with the host, if the VM is configured. A callback within a callback, which Envoy does not make,
-/// would find it taken and do nothing.
-fn with_filter(act: impl FnOnce(&mut Filter, &mut Envoy<'_>)) {
+/// The filter together with the host as a root context sees it, if the VM is configured. A callback within a callback,
+/// which Envoy does not make, would find it taken and do nothing.
+fn with_filter(root: u32, act: impl FnOnce(&mut Filter, &mut Envoy<'_>)) {
     VM.with(|vm| {
         if let Ok(mut vm) = vm.try_borrow_mut() {
-            let Vm { filter, metrics, .. } = &mut *vm;
+            let Vm { filter, metrics, stream_root, .. } = &mut *vm;
             if let Some(filter) = filter {
-                act(filter, &mut Envoy { metrics });
+                act(filter, &mut Envoy { metrics, root, stream_root });
             }
         }
     });
 }
 
-fn configure(configuration: &[u8]) -> bool {
+fn configure(root: u32, configuration: &[u8]) -> bool {
     VM.with(|vm| {
         let Ok(mut vm) = vm.try_borrow_mut() else { return false };
-        let Vm { filter, metrics, .. } = &mut *vm;
+        let Vm { filter, metrics, stream_root, .. } = &mut *vm;
         if metrics.is_empty() {
             let define = |counter: Counter| hostcalls::define_metric(MetricType::Counter, counter.name()).ok();
             metrics.extend(Counter::ALL.into_iter().filter_map(define));
         }
-        let mut host = Envoy { metrics };
+        let mut host = Envoy { metrics, root, stream_root };
         let accepted = match filter {
             Some(filter) => filter.join(configuration),
             None => Filter::start(&mut host, configuration).map(|started| *filter = Some(started)),
@@ -75,7 +77,7 @@ fn on_request() {
     if HttpRequest.header("x-waypost-trap").is_some() {
         core::arch::wasm32::unreachable();
     }
-    with_filter(|filter, _| filter.on_request(&mut HttpRequest));
+    with_filter(0, |filter, _| filter.on_request(&mut HttpRequest));
 }
 
 #[unsafe(no_mangle)]
@@ -112,10 +114,12 @@ extern "C" fn waypost_on_vm_start(root: u32, configuration_size: usize) -> bool 
 
 proxy_wasm::main! {{
     proxy_wasm::set_log_level(LogLevel::Warn);
-    proxy_wasm::set_root_context(|_| Box::new(Root));
+    proxy_wasm::set_root_context(|id| Box::new(Root { id }));
 }}
 
-struct Root;
+struct Root {
+    id: u32,
+}
 
 impl Context for Root {
     fn on_grpc_stream_message(&mut self, stream: u32, size: usize) {
@@ -125,22 +129,22 @@ impl Context for Root {
         } else {
             None
         };
-        with_filter(|filter, host| filter.on_message(host, stream, message.as_deref()));
+        with_filter(self.id, |filter, host| filter.on_message(host, stream, message.as_deref()));
     }
 
     fn on_grpc_stream_close(&mut self, stream: u32, status: u32) {
-        with_filter(|filter, host| filter.on_close(host, stream, status));
+        with_filter(self.id, |filter, host| filter.on_close(host, stream, status));
     }
 }
 
 impl RootContext for Root {
     fn on_configure(&mut self, size: usize) -> bool {
         let bytes = hostcalls::get_buffer(BufferType::PluginConfiguration, 0, size).ok().flatten();
-        configure(&bytes.unwrap_or_default()) && hostcalls::set_tick_period(TICK).is_ok()
+        configure(self.id, &bytes.unwrap_or_default()) && hostcalls::set_tick_period(TICK).is_ok()
     }
 
     fn on_tick(&mut self) {
-        with_filter(|filter, host| filter.on_tick(host));
+        with_filter(self.id, |filter, host| filter.on_tick(host));
     }
 
     fn get_type(&self) -> Option<ContextType> {
@@ -166,6 +170,9 @@ impl HttpContext for Http {
 
 struct Envoy<'a> {
     metrics: &'a [u32],
+    /// The root context that Envoy has called.
+    root: u32,
+    stream_root: &'a mut u32,
 }
 
 impl SharedData for Envoy<'_> {
@@ -222,7 +229,14 @@ impl Host for Envoy<'_> {
     }
 
     fn open_stream(&mut self, target: &str) -> Option<u32> {
-        hostcalls::open_grpc_stream(target, SERVICE, METHOD, Vec::new()).ok()
+        let stream = hostcalls::open_grpc_stream(target, SERVICE, METHOD, Vec::new()).ok()?;
+        *self.stream_root = self.root;
+        Some(stream)
+    }
+
+    fn enter_stream(&mut self) -> bool {
+        // Holds until we return to Envoy. It knows no root context any more whose listener is gone.
+        *self.stream_root == self.root || hostcalls::set_effective_context(*self.stream_root).is_ok()
     }
 
     fn send(&mut self, stream: u32, message: &[u8]) {

@@ -21,6 +21,13 @@ use crate::{
 /// agent reaches between two signs of life of etcd and two heartbeats of its own.
 const STALE_AFTER: Duration = Duration::from_secs(20);
 
+/// Header with the candidates, which an `override_host` cluster tries in turn.
+pub const CANDIDATES: &str = "x-waypost-candidates";
+
+/// How long a `vm_id` is kept for a configuration that is accepted and not in use yet: those that come together must
+/// agree, but one that then comes to nothing must not stand in the way of the next.
+const TRIAL: Duration = Duration::from_secs(2);
+
 /// Filter state that names the address an `ORIGINAL_DST` cluster connects to.
 const ORIGINAL_DST_KEY: &str = "envoy.network.transport_socket.original_dst_address";
 
@@ -50,6 +57,8 @@ pub struct Filter {
     services: Services,
     stream: Stream,
     save: SaveTimer,
+    /// Whether the `vm_id` is this configuration's for good.
+    claimed: bool,
     counters: Counters,
     /// The agent, as an encoded `GrpcService`.
     target: String,
@@ -71,8 +80,8 @@ impl Filter {
     /// [`StartError`] with what is wrong and what would be right.
     pub fn start(host: &mut impl Host, configuration: &[u8]) -> Result<Self, StartError> {
         let config = Config::parse(configuration)?;
-        let refused = config.to_string();
-        shared::claim(host, &refused).map_err(|running| StartError::Taken { running, refused })?;
+        let now = host.now();
+        claim(host, &config, now, now + TRIAL)?;
         let restored = shared::restore(host);
         for what in &restored.damaged {
             host.log(Level::Warn, &format!("shared data: {what} is damaged and left out until the agent sends it"));
@@ -87,6 +96,7 @@ impl Filter {
             config,
             stream: Stream::default(),
             save: SaveTimer::default(),
+            claimed: false,
             counters: Counters::default(),
             client: None,
             current_at: None,
@@ -113,6 +123,19 @@ impl Filter {
     pub fn on_tick(&mut self, host: &mut impl Host) {
         let now = host.now();
         self.count_staleness(now);
+        if !self.claimed {
+            self.claimed = true;
+            // A VM that Envoy only tries a configuration in gets no tick.
+            if let Err(error) = claim(host, &self.config, now, shared::FOR_GOOD) {
+                host.log(Level::Error, &error.to_string());
+            }
+        }
+        if let Some(stream) = self.stream.present()
+            && !host.enter_stream()
+            && let Some(lost) = self.stream.closed(stream, now, host.random())
+        {
+            self.lost(host, lost, "the listener that it was opened for is gone");
+        }
         match self.stream.tick(now, host.random()) {
             Step::Wait => {}
             Step::Open => self.open(host, now),
@@ -123,7 +146,8 @@ impl Filter {
             Step::Resync(stream) => self.ask_for_everything(host, stream, "what came since the last request"),
         }
         if self.save.take_due(now) {
-            shared::save(host, self.services.replica());
+            let bytes = shared::save(host, self.services.replica());
+            self.save.saved(bytes);
         }
         self.counters.flush(host);
     }
@@ -138,14 +162,17 @@ impl Filter {
             Some(bytes) => wire::decode_server_message(bytes),
             None => Err(WireError::MessageTooLarge(limits::MESSAGE_BYTES + 1)),
         };
+        if decoded.as_ref().is_err_and(|error| *error != WireError::UnknownMessage) {
+            self.services.message_lost();
+        }
         match decoded.and_then(|message| self.services.apply(message)) {
             Ok(Applied::Pending) => {}
             Ok(Applied::Alive { stale_ms }) => {
                 self.current_at = now.checked_sub(Duration::from_millis(stale_ms));
             }
             Ok(Applied::Changed { version, services }) => {
+                // What the agent has. Whether that is current, its next heartbeat says, which follows at once.
                 self.stream.in_sync();
-                self.current_at = Some(now);
                 send(host, stream, Kind::Ack(Ack { version }));
                 if !services.is_empty() {
                     self.save.changed(now, host.random());
@@ -200,7 +227,12 @@ impl Filter {
         self.counters.add(counter, 1);
         match (self.config.mode, picked) {
             (Mode::OverrideHost, Ok(())) => request.set_candidates(&self.candidates),
-            (Mode::OverrideHost, Err(_)) => request.remove_candidates(),
+            (Mode::OverrideHost, Err(_)) => {
+                // Requests of no concern to us come here too: they pay for a look at a header, not for another route.
+                if request.header(CANDIDATES).is_some() {
+                    request.remove_candidates();
+                }
+            }
             (Mode::OriginalDst, Ok(())) => {
                 self.arguments.clear();
                 put_text(&mut self.arguments, 1, ORIGINAL_DST_KEY);
@@ -258,6 +290,11 @@ impl Filter {
             self.counters.add(Counter::StaleSeconds, seconds);
         }
     }
+}
+
+fn claim(host: &mut impl Host, config: &Config, now: Duration, until: Duration) -> Result<(), StartError> {
+    shared::claim(host, config, now, until)
+        .map_err(|running| StartError::Taken { running, refused: config.to_string() })
 }
 
 fn send(host: &mut impl Host, stream: u32, kind: Kind) {

@@ -39,6 +39,9 @@ pub trait Host: SharedData {
     fn count(&mut self, counter: Counter, by: u64);
     /// Opens the catalog stream to `target`, an encoded `GrpcService`. `None` if it failed at once.
     fn open_stream(&mut self, target: &str) -> Option<u32>;
+    /// Makes the calls that follow reach the stream opened last, from wherever the proxy has called us. False if what it
+    /// was opened for is gone, and the stream with it: the proxy does not tell.
+    fn enter_stream(&mut self) -> bool;
     /// Sends a message; what cannot be sent shows as the end of the stream.
     fn send(&mut self, stream: u32, message: &[u8]);
     /// What came with the status of the stream that was closed just now.
@@ -57,7 +60,8 @@ pub trait Request {
     fn header(&mut self, name: &str) -> Option<Vec<u8>>;
     /// Sets the header with the candidates, in place of any that came with the request.
     fn set_candidates(&mut self, candidates: &str);
-    /// Removes the header with the candidates.
+    /// Removes the header with the candidates. Like every change of a header it makes the proxy look for the route
+    /// again.
     fn remove_candidates(&mut self);
     /// Calls Envoy's `set_envoy_filter_state` with encoded arguments.
     fn set_filter_state(&mut self, arguments: &[u8]);

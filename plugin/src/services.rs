@@ -56,6 +56,11 @@ impl Services {
         self.replica.stream_restarted();
     }
 
+    /// A message of the stream could not be read.
+    pub fn message_lost(&mut self) {
+        self.replica.message_lost();
+    }
+
     /// Applies a message of the stream.
     ///
     /// # Errors

@@ -2,15 +2,17 @@
 //! request; and the one configuration that all VMs of a `vm_id` have.
 //!
 //! ```text
-//! waypost/1/configuration    the configuration, as JSON
-//! waypost/1/head             hash of the catalog: all that has to be read to see that nothing is to be written
+//! waypost/1/configuration    until when the `vm_id` is its own, in nanoseconds, and the configuration, as JSON
+//! waypost/1/head             hash of the catalog, all that has to be read to see that nothing is to be written; and
+//!                            how many bytes it took to write it
 //! waypost/1/index            the services and their hashes: says which blobs are to be written
 //! waypost/1/service/<name>   a service's nodes; empty when it is gone
 //! ```
 //!
 //! Every VM writes the same, so whichever comes first does, and the others find the head in place. Nothing here is
 //! atomic over several keys, and nothing has to be: each service proves itself by its own hash, one that does not is
-//! left out, and the agent, told the hash of the whole, sends what is missing.
+//! left out, and the agent, told the hash of the whole, sends what is missing. What it does not see is how a node was
+//! understood: with every further value of a node's health the number in the keys goes up.
 
 use std::{collections::HashMap, net::SocketAddr, time::Duration};
 
@@ -20,7 +22,7 @@ use waypost_catalog::{
     replica::{ReplicaNode, ReplicaService},
 };
 
-use crate::host::SharedData;
+use crate::{config::Config, host::SharedData};
 
 const CONFIGURATION: &str = "waypost/1/configuration";
 const HEAD: &str = "waypost/1/head";
@@ -32,6 +34,14 @@ const MAX_BYTES: usize = 32 * 1024 * 1024;
 /// After a change the others get this long to write it, and further changes to come in.
 const SHORTEST_DELAY: Duration = Duration::from_millis(200);
 const LONGEST_DELAY: Duration = Duration::from_millis(1_000);
+
+/// For each byte that was written last time they get this much more: about a second for each MiB. A large service is
+/// written whole, however little of it changed.
+const DELAY_PER_BYTE: Duration = Duration::from_micros(1);
+const LONGEST_ADDED_DELAY: Duration = Duration::from_secs(30);
+
+/// A time that does not come.
+pub const FOR_GOOD: Duration = Duration::from_nanos(u64::MAX);
 
 #[derive(Clone, PartialEq, Message)]
 struct Index {
@@ -76,22 +86,31 @@ pub struct Restored {
     pub damaged: Vec<String>,
 }
 
-/// Claims the `vm_id` for a configuration; the other one if it is taken.
+/// Claims the `vm_id` for a configuration up to some time; the other configuration if it is taken.
 ///
 /// A VM has one catalog and, to spare each request a look-up, one configuration. Envoy tries a configuration in a VM of
-/// its own before it uses it, so one that does not fit is refused there and the old one stays in use.
+/// its own before it uses it, so one that does not fit is refused there and the old one stays in use. It is not yet
+/// known there whether this one will be used, so such a claim lapses; [`FOR_GOOD`] wins over it.
 ///
 /// # Errors
 /// The configuration that holds the `vm_id`.
-pub fn claim(data: &mut impl SharedData, configuration: &str) -> Result<(), String> {
-    match data.get(CONFIGURATION) {
-        Some(other) if other != configuration.as_bytes() => Err(String::from_utf8_lossy(&other).into_owned()),
-        Some(_) => Ok(()),
-        None => {
-            data.set(CONFIGURATION, configuration.as_bytes());
-            Ok(())
+pub fn claim(data: &mut impl SharedData, config: &Config, now: Duration, until: Duration) -> Result<(), String> {
+    if let Some(kept) = data.get(CONFIGURATION)
+        && let Some((held_until, json)) = split_number(&kept)
+    {
+        let held_until = Duration::from_nanos(held_until);
+        // Compared as they are understood: another version of the filter may write the same one in another way.
+        let same = Config::parse(json).is_ok_and(|other| other == *config);
+        if same && held_until >= until {
+            return Ok(());
+        }
+        if !same && now < held_until && (held_until == FOR_GOOD || until < FOR_GOOD) {
+            return Err(String::from_utf8_lossy(json).into_owned());
         }
     }
+    let until = u64::try_from(until.as_nanos()).unwrap_or(u64::MAX);
+    data.set(CONFIGURATION, &[&until.to_le_bytes(), config.to_string().as_bytes()].concat());
+    Ok(())
 }
 
 /// Reads what the VMs before this one have kept.
@@ -117,15 +136,18 @@ pub fn restore(data: &mut impl SharedData) -> Restored {
     restored
 }
 
-/// Keeps the catalog, as far as it differs from what is kept.
-pub fn save(data: &mut impl SharedData, replica: &Replica) {
-    let head = replica.hash().to_le_bytes();
-    if data.get(HEAD).is_some_and(|kept| kept == head) {
-        return;
+/// Keeps the catalog, as far as it differs from what is kept. How many bytes that took, by whichever VM it was done.
+pub fn save(data: &mut impl SharedData, replica: &Replica) -> u64 {
+    if let Some(head) = data.get(HEAD)
+        && let Some((hash, rest)) = split_number(&head)
+        && hash == replica.hash()
+    {
+        return split_number(rest).map_or(0, |(written, _)| written);
     }
     let kept = data.get(INDEX).and_then(|bytes| decode::<Index>(&bytes)).unwrap_or_default();
     let kept: HashMap<_, _> = kept.services.into_iter().map(|entry| (entry.name, entry.hash)).collect();
     let mut index = Index::default();
+    let mut written = 0;
     for (name, service) in replica.services() {
         if kept.get(&**name) != Some(&service.hash()) {
             let bytes = write_service(service);
@@ -133,33 +155,50 @@ pub fn save(data: &mut impl SharedData, replica: &Replica) {
                 continue;
             }
             data.set(&service_key(name), &bytes);
+            written += bytes.len() as u64;
         }
         index.services.push(IndexEntry { name: name.to_string(), hash: service.hash() });
     }
     for name in kept.keys().filter(|name| !replica.services().contains_key(name.as_str())) {
         data.set(&service_key(name), &[]);
     }
-    data.set(INDEX, &index.encode_to_vec());
-    data.set(HEAD, &head);
+    let index = index.encode_to_vec();
+    written += index.len() as u64;
+    data.set(INDEX, &index);
+    data.set(HEAD, &[replica.hash().to_le_bytes(), written.to_le_bytes()].concat());
+    written
 }
 
 /// Says when to [`save`]: some time after a change, and not once per change.
 #[derive(Debug, Default)]
 pub struct SaveTimer {
     due: Option<Duration>,
+    added: Duration,
 }
 
 impl SaveTimer {
     /// The catalog changed. The random part lets one VM come first and spares the others the work.
     pub fn changed(&mut self, now: Duration, random: u64) {
         let part = f64::from(random as u32) / f64::from(u32::MAX);
-        self.due.get_or_insert(now + SHORTEST_DELAY + (LONGEST_DELAY - SHORTEST_DELAY).mul_f64(part));
+        let delay = SHORTEST_DELAY + (LONGEST_DELAY - SHORTEST_DELAY).mul_f64(part);
+        self.due.get_or_insert(now + delay + self.added);
     }
 
     /// Whether to save now; asked again, no.
     pub fn take_due(&mut self, now: Duration) -> bool {
         self.due.take_if(|due| now >= *due).is_some()
     }
+
+    /// It took this many bytes.
+    pub fn saved(&mut self, bytes: u64) {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        self.added = LONGEST_ADDED_DELAY.min(DELAY_PER_BYTE.saturating_mul(bytes));
+    }
+}
+
+fn split_number(bytes: &[u8]) -> Option<(u64, &[u8])> {
+    let (number, rest) = bytes.split_first_chunk()?;
+    Some((u64::from_le_bytes(*number), rest))
 }
 
 fn service_key(name: &str) -> String {
@@ -293,12 +332,34 @@ mod tests {
         assert_eq!(restore(&mut data).replica.services(), whole.services());
     }
 
+    fn config(json: &str) -> Config {
+        Config::parse(json.as_bytes()).unwrap()
+    }
+
     #[test]
-    fn a_second_configuration_is_refused() {
+    fn a_second_configuration_is_refused_while_the_first_is_tried_and_once_it_is_used() {
         let mut data = Data::default();
-        assert_eq!(claim(&mut data, "{1}"), Ok(()));
-        assert_eq!(claim(&mut data, "{1}"), Ok(()));
-        assert_eq!(claim(&mut data, "{2}"), Err("{1}".into()));
+        let (first, second) = (config("{}"), config(r#"{"mode":"original_dst"}"#));
+        let seconds = Duration::from_secs;
+        assert_eq!(claim(&mut data, &first, seconds(1), seconds(3)), Ok(()));
+        assert_eq!(claim(&mut data, &first, seconds(1), seconds(3)), Ok(()));
+        assert_eq!(claim(&mut data, &second, seconds(2), seconds(4)), Err(first.to_string()));
+        // Never used: it does not stand in the way for long.
+        assert_eq!(claim(&mut data, &second, seconds(3), seconds(5)), Ok(()));
+        // A VM that runs wins over one that is tried.
+        assert_eq!(claim(&mut data, &first, seconds(4), FOR_GOOD), Ok(()));
+        assert_eq!(claim(&mut data, &second, seconds(9_999), seconds(10_001)), Err(first.to_string()));
+        assert_eq!(claim(&mut data, &second, seconds(9_999), FOR_GOOD), Err(first.to_string()));
+        assert_eq!(claim(&mut data, &first, seconds(9_999), seconds(10_001)), Ok(()));
+        assert_eq!(claim(&mut data, &second, seconds(20_000), FOR_GOOD), Err(first.to_string()));
+    }
+
+    #[test]
+    fn a_configuration_written_in_another_way_is_the_same() {
+        let mut data = Data::default();
+        let text = br#"{ "agent_cluster": "waypost_agent" }"#;
+        data.set(CONFIGURATION, &[&u64::MAX.to_le_bytes(), &text[..]].concat());
+        assert_eq!(claim(&mut data, &config("{}"), Duration::ZERO, FOR_GOOD), Ok(()));
     }
 
     #[test]
@@ -310,6 +371,25 @@ mod tests {
         assert!(!timer.take_due(Duration::from_millis(10_199)));
         assert!(timer.take_due(Duration::from_millis(10_200)));
         assert!(!timer.take_due(Duration::from_secs(99)));
+    }
+
+    #[test]
+    fn what_takes_long_to_write_is_written_more_rarely() {
+        for (megabytes, seconds) in [(0, 0), (1, 1), (10, 10), (30, 30), (1_000_000, 30)] {
+            let mut timer = SaveTimer::default();
+            timer.saved(megabytes * 1_000_000);
+            timer.changed(Duration::ZERO, 0);
+            assert!(!timer.take_due(Duration::from_secs(seconds) + Duration::from_millis(190)), "{megabytes} MB");
+            assert!(timer.take_due(Duration::from_secs(seconds) + Duration::from_millis(200)), "{megabytes} MB");
+        }
+    }
+
+    #[test]
+    fn every_vm_knows_what_the_writing_took() {
+        let mut data = Data::default();
+        let written = save(&mut data, &replica(&[("web", 200)]));
+        assert!(written > 5_000, "{written}");
+        assert_eq!(save(&mut data, &replica(&[("web", 200)])), written);
     }
 
     proptest! {

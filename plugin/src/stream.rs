@@ -25,8 +25,10 @@ pub const SILENCE: Duration = Duration::from_secs(15);
 /// nothing, so an agent that comes back after hours is still found within a second.
 const LONGEST_PAUSE: Duration = Duration::from_millis(800);
 
-/// The least time between two requests for everything.
+/// The least time between two requests for everything. It doubles while what comes does not help, so that an agent and
+/// a filter that will never agree do not keep each other busy.
 const RESYNC_INTERVAL: Duration = Duration::from_secs(1);
+const LONGEST_RESYNC_INTERVAL: Duration = Duration::from_secs(60);
 
 /// What is to be done now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,12 +69,20 @@ pub struct Stream {
     resync_wanted: bool,
     /// The earliest time for the next request for everything.
     resync_after: Duration,
+    /// How long the one after that will have to wait.
+    resync_interval: Duration,
 }
 
 impl Default for Stream {
     fn default() -> Self {
         let state = State::Waiting { until: Duration::ZERO };
-        Self { state, failures: 0, resync_wanted: false, resync_after: Duration::ZERO }
+        Self {
+            state,
+            failures: 0,
+            resync_wanted: false,
+            resync_after: Duration::ZERO,
+            resync_interval: RESYNC_INTERVAL,
+        }
     }
 }
 
@@ -98,6 +108,15 @@ impl Stream {
         self.state = State::Open { token, heard: now, spoken: false };
         self.resync_wanted = false;
         self.resync_after = Duration::ZERO;
+        self.resync_interval = RESYNC_INTERVAL;
+    }
+
+    /// The present stream.
+    pub fn present(&self) -> Option<u32> {
+        match self.state {
+            State::Open { token, .. } => Some(token),
+            State::Waiting { .. } => None,
+        }
     }
 
     /// No stream could be opened.
@@ -136,6 +155,7 @@ impl Stream {
     /// What is held is right again.
     pub fn in_sync(&mut self) {
         self.resync_wanted = false;
+        self.resync_interval = RESYNC_INTERVAL;
     }
 
     /// A message did not add up; whether to ask for everything now. If not, the tick will say when, unless what was
@@ -151,7 +171,8 @@ impl Stream {
 
     fn resync_asked(&mut self, now: Duration) {
         self.resync_wanted = false;
-        self.resync_after = now + RESYNC_INTERVAL;
+        self.resync_after = now + self.resync_interval;
+        self.resync_interval = LONGEST_RESYNC_INTERVAL.min(self.resync_interval.saturating_mul(2));
     }
 
     /// Pauses between half and all of 100 ms, 200 ms, ... so that the VMs do not come all at once.
@@ -242,6 +263,24 @@ mod tests {
         assert_eq!(stream.tick(ms(1_010), 0), Step::Resync(1));
         assert_eq!(stream.tick(ms(5_000), 0), Step::Wait);
         assert!(stream.out_of_sync(ms(5_000)));
+    }
+
+    #[test]
+    fn what_never_helps_is_asked_for_ever_more_rarely_until_it_does() {
+        let mut stream = Stream::default();
+        open(&mut stream, 1, ms(0));
+        let mut asked = Vec::new();
+        for second in 0..200 {
+            let now = ms(1_000 * second);
+            assert!(stream.heard(1, now));
+            if stream.tick(now, 0) == Step::Resync(1) || stream.out_of_sync(now) {
+                asked.push(second);
+            }
+        }
+        assert_eq!(asked, [0, 1, 3, 7, 15, 31, 63, 123, 183]);
+        stream.in_sync();
+        assert!(stream.out_of_sync(ms(300_000)));
+        assert!(stream.out_of_sync(ms(301_000)));
     }
 
     #[test]

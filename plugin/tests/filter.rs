@@ -13,7 +13,7 @@ use waypost_catalog::{
 };
 use waypost_plugin::{
     counters::Counter,
-    filter::{Filter, StartError},
+    filter::{CANDIDATES, Filter, StartError},
     host::{Host, Level, Request, SharedData},
 };
 
@@ -28,6 +28,7 @@ struct Proxy {
     closed: Vec<u32>,
     cancelled: Vec<u32>,
     unreachable: bool,
+    listener_gone: bool,
 }
 
 impl SharedData for Proxy {
@@ -61,6 +62,9 @@ impl Host for Proxy {
         }
         self.targets.push(target.into());
         Some(self.targets.len() as u32)
+    }
+    fn enter_stream(&mut self) -> bool {
+        !std::mem::take(&mut self.listener_gone)
     }
     fn send(&mut self, stream: u32, message: &[u8]) {
         self.sent.push((stream, ClientMessage::decode(message).unwrap().kind.unwrap()));
@@ -100,6 +104,7 @@ impl Proxy {
         let mut filter = self.start(configuration);
         filter.on_tick(self);
         self.deliver(&mut filter, 1, sender::full(catalog));
+        self.deliver(&mut filter, 1, heartbeat(0));
         filter
     }
 
@@ -113,6 +118,7 @@ struct Get {
     cluster: Option<&'static str>,
     headers: HashMap<&'static str, &'static str>,
     candidates: Option<String>,
+    removals: usize,
     arguments: Option<Vec<u8>>,
 }
 
@@ -136,6 +142,9 @@ impl Request for Get {
         self.cluster.map(|cluster| cluster.into())
     }
     fn header(&mut self, name: &str) -> Option<Vec<u8>> {
+        if name == CANDIDATES {
+            return self.candidates.clone().map(String::into_bytes);
+        }
         self.headers.get(name).map(|value| (*value).into())
     }
     fn set_candidates(&mut self, candidates: &str) {
@@ -143,6 +152,7 @@ impl Request for Get {
     }
     fn remove_candidates(&mut self) {
         self.candidates = None;
+        self.removals += 1;
     }
     fn set_filter_state(&mut self, arguments: &[u8]) {
         self.arguments = Some(arguments.into());
@@ -193,6 +203,15 @@ fn without_a_pick_forged_candidates_are_removed() {
     assert_eq!(Get::default().through(&mut filter).candidates, None);
     filter.on_tick(&mut proxy);
     assert_eq!((proxy.count(Counter::UnknownService), proxy.count(Counter::Picks)), (2, 0));
+}
+
+#[test]
+fn a_request_that_is_not_ours_is_not_touched() {
+    let mut proxy = Proxy::default();
+    let mut filter = proxy.in_sync("", &web());
+    let request = Get { cluster: Some("other"), ..Get::default() }.through(&mut filter);
+    assert_eq!(request.removals, 0);
+    assert_eq!(Get::cluster("other").through(&mut filter).removals, 1);
 }
 
 #[test]
@@ -252,8 +271,12 @@ fn a_lost_agent_is_picked_without_and_found_again_with_what_is_held() {
     // Until the agent confirms what is held, it is not known to be current.
     assert_eq!(proxy.count(Counter::StaleSeconds), 31);
     proxy.deliver(&mut filter, 2, [ServerMessage { kind: Some(Kind::InSync(InSync { version: 9 })) }]);
+    // What an agent holds that has just started need not be current either.
+    proxy.tick_for(&mut filter, Duration::from_secs(1));
+    assert_eq!(proxy.count(Counter::StaleSeconds), 32);
+    proxy.deliver(&mut filter, 2, heartbeat(0));
     proxy.tick_for(&mut filter, Duration::from_secs(10));
-    assert_eq!(proxy.count(Counter::StaleSeconds), 31);
+    assert_eq!(proxy.count(Counter::StaleSeconds), 32);
 }
 
 #[test]
@@ -284,6 +307,32 @@ fn a_silent_agent_is_left_and_tried_again() {
     assert_eq!(proxy.cancelled, [1]);
     assert_eq!(proxy.targets.len(), 2);
     assert_eq!(proxy.count(Counter::StreamRestarts), 1);
+}
+
+#[test]
+fn a_stream_whose_listener_is_removed_is_lost_at_once() {
+    let mut proxy = Proxy::default();
+    let mut filter = proxy.in_sync("", &web());
+    proxy.listener_gone = true;
+    filter.on_tick(&mut proxy);
+    proxy.tick_for(&mut filter, Duration::from_millis(100));
+    assert_eq!(proxy.targets.len(), 2);
+    assert!(matches!(proxy.sent.last(), Some((2, client_message::Kind::Hello(_)))));
+    assert_eq!(proxy.count(Counter::StreamRestarts), 1);
+}
+
+#[test]
+fn changes_do_not_hide_that_the_agent_is_cut_off() {
+    let mut proxy = Proxy::default();
+    let mut catalog = web();
+    let mut filter = proxy.in_sync("", &catalog);
+    for second in 0..40_u8 {
+        proxy.tick_for(&mut filter, Duration::from_secs(1));
+        let next = changed(&catalog, "web", &[&format!("10.0.0.{second}:81")]);
+        proxy.deliver(&mut filter, 1, sender::delta(&catalog, &next));
+        catalog = next;
+    }
+    assert!((19..=20).contains(&proxy.count(Counter::StaleSeconds)), "{:?}", proxy.counts);
 }
 
 #[test]
@@ -320,6 +369,13 @@ fn what_does_not_add_up_is_asked_for_again_and_what_was_held_stays_in_use() {
     assert_eq!(proxy.count(Counter::Resyncs), 1);
     proxy.tick_for(&mut filter, Duration::from_secs(3));
     assert_eq!(proxy.count(Counter::Resyncs), 2);
+    // Until then what is held counts as stale, however lively the agent is.
+    proxy.deliver(&mut filter, 1, heartbeat(0));
+    assert!((2..=3).contains(&proxy.count(Counter::StaleSeconds)), "{:?}", proxy.counts);
+    proxy.deliver(&mut filter, 1, sender::full(&second));
+    let stale = proxy.count(Counter::StaleSeconds);
+    proxy.tick_for(&mut filter, Duration::from_secs(3));
+    assert_eq!(proxy.count(Counter::StaleSeconds), stale);
 }
 
 #[test]
@@ -356,4 +412,16 @@ fn another_configuration_for_the_same_vm_id_is_refused_and_the_same_one_is_not()
     let error = Filter::start(&mut proxy, other).unwrap_err();
     assert!(error.to_string().contains("vm_id"), "{error}");
     proxy.start(r#"{"mode":"override_host"}"#);
+}
+
+#[test]
+fn a_configuration_that_was_only_tried_does_not_keep_the_vm_id_and_one_in_use_does() {
+    let mut proxy = Proxy::default();
+    drop(proxy.start(r#"{"service":{"from":"host"}}"#));
+    proxy.now += Duration::from_secs(3);
+    let mut filter = proxy.start("{}");
+    filter.on_tick(&mut proxy);
+    proxy.now += Duration::from_secs(1_000_000);
+    assert!(Filter::start(&mut proxy, br#"{"service":{"from":"host"}}"#).is_err());
+    proxy.start("{}");
 }

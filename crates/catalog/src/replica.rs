@@ -34,15 +34,16 @@ pub struct ReplicaNode {
 }
 
 impl ReplicaNode {
-    /// The node that these bytes of the wire hold.
+    /// The node that these bytes of the wire hold. A health that only a newer agent knows counts as critical: one such
+    /// node must not cost all the others their updates.
     ///
     /// # Errors
-    /// As [`crate::Node::decode`].
+    /// As [`crate::Node::decode`], but for the enums.
     pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
         let node = wire::decode_node(bytes)?;
         wire::parse_address(&node.address)?;
         Ok(Self {
-            health: wire::parse_health(node.health)?,
+            health: wire::parse_health(node.health).unwrap_or(Health::Critical),
             address: node.address.into(),
             weight: node.weight,
             hash: node_hash(bytes),
@@ -193,12 +194,27 @@ impl Replica {
         self.partial = None;
     }
 
+    /// A message of the stream could not be read: what is held is not known to be the agent's until everything came
+    /// again.
+    pub fn message_lost(&mut self) {
+        self.synced = false;
+    }
+
     /// Applies a message.
     ///
     /// # Errors
     /// [`WireError`] if it does not decode, does not follow, or the hashes disagree: ask for everything again
-    /// (`Resync`). What was held before stays in use, but for a delta that applied and yet gave another hash.
+    /// (`Resync`). What was held before stays in use, but for a delta that applied and yet gave another hash; it no
+    /// longer counts as the agent's.
     pub fn apply(&mut self, message: Kind) -> Result<Applied, WireError> {
+        let applied = self.apply_in_order(message);
+        if applied.is_err() {
+            self.synced = false;
+        }
+        applied
+    }
+
+    fn apply_in_order(&mut self, message: Kind) -> Result<Applied, WireError> {
         if self.partial.is_some() && !matches!(message, Kind::Part(_) | Kind::Begin(_)) {
             self.partial = None;
             return Err(WireError::OutOfOrder("a service's parts were broken off"));
@@ -308,13 +324,11 @@ impl Replica {
             let right = service.hash == hash;
             self.put(name.clone(), Some(service));
             if !right {
-                self.synced = false;
                 return Err(WireError::HashMismatch { what: name.into() });
             }
         }
         self.version = delta.version;
         if self.hash != delta.hash {
-            self.synced = false;
             return Err(WireError::HashMismatch { what: "catalog".into() });
         }
         Ok(Applied::Changed { version: self.version, services: std::mem::take(&mut self.touched) })

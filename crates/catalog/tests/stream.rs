@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use prost::Message;
 use waypost_catalog::{
     Catalog, Health, Node, Protocol, Replica, ServiceName,
-    replica::Applied,
+    replica::{Applied, ReplicaNode},
     sender,
     wire::{self, Delta, ServerMessage, WireError, limits, server_message::Kind},
 };
@@ -142,6 +142,32 @@ fn a_delta_whose_content_is_wrong_is_noticed_by_its_hash() {
     assert!(!replica.is_synced());
     deliver(&mut replica, sender::full(&second)).unwrap();
     assert_same(&replica, &second);
+}
+
+#[test]
+fn whatever_does_not_add_up_is_not_taken_for_the_agents_until_everything_came_again() {
+    let first = changed(&Catalog::default(), vec![("web", nodes(3))]);
+    let second = changed(&first, vec![("web", nodes(4))]);
+    let third = changed(&second, vec![("web", nodes(5))]);
+    let mut replica = Replica::default();
+    deliver(&mut replica, sender::full(&first)).unwrap();
+    assert!(deliver(&mut replica, sender::delta(&second, &third)).is_err());
+    assert!(!replica.is_synced());
+    deliver(&mut replica, sender::full(&third)).unwrap();
+    assert!(replica.is_synced());
+    replica.message_lost();
+    assert!(!replica.is_synced());
+    assert_same(&replica, &third);
+}
+
+#[test]
+fn a_health_that_only_a_newer_agent_knows_is_not_picked_and_the_others_are() {
+    let encoded = |health: i32, port: u16| {
+        wire::Node { address: format!("10.0.0.1:{port}"), weight: 1, health, ..wire::Node::default() }.encode_to_vec()
+    };
+    let newer = ReplicaNode::decode(&encoded(99, 80)).unwrap();
+    assert_eq!((newer.health, newer.is_pickable()), (Health::Critical, false));
+    assert!(ReplicaNode::decode(&encoded(wire::Health::Passing.into(), 81)).unwrap().is_pickable());
 }
 
 #[test]

@@ -13,7 +13,7 @@ use std::{
     io,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, PoisonError, RwLock,
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll},
@@ -34,7 +34,7 @@ const PING_INTERVAL: Duration = Duration::from_secs(10);
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// User and password.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Credentials {
     /// The user.
     pub username: String,
@@ -49,7 +49,7 @@ impl std::fmt::Debug for Credentials {
 }
 
 /// What TLS needs, in PEM.
-#[derive(Clone, Default)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct TlsOptions {
     /// Certificates of the authorities to trust. Endpoints with `https` need it.
     pub ca_pem: Option<Vec<u8>>,
@@ -65,7 +65,7 @@ impl std::fmt::Debug for TlsOptions {
 }
 
 /// How to reach etcd.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConnectOptions {
     /// `http://host:port`, `https://host:port`, or `host:port` (https if `tls` is given).
     pub endpoints: Vec<String>,
@@ -161,14 +161,27 @@ struct Inner {
 /// neither hosts nor the tasks of one host gather at one member.
 #[derive(Debug)]
 pub struct Connector {
-    inner: Arc<Inner>,
+    /// Shared by all clones, so that all of them go by what one was given anew.
+    inner: Arc<RwLock<Arc<Inner>>>,
     next: AtomicUsize,
 }
 
 impl Clone for Connector {
     fn clone(&self) -> Self {
-        let start = fastrand::usize(..self.inner.targets.len().max(1));
+        let start = fastrand::usize(..self.inner().targets.len().max(1));
         Self { inner: Arc::clone(&self.inner), next: AtomicUsize::new(start) }
+    }
+}
+
+impl Inner {
+    fn new(options: ConnectOptions) -> Result<Self, ConnectError> {
+        let targets =
+            options.endpoints.iter().map(|endpoint| target(endpoint, &options)).collect::<Result<Vec<_>, _>>()?;
+        if targets.is_empty() {
+            return Err(ConnectError::NoEndpoints);
+        }
+        let ConnectOptions { auth, connect_timeout, request_timeout, .. } = options;
+        Ok(Self { targets, auth, connect_timeout, request_timeout })
     }
 }
 
@@ -178,25 +191,34 @@ impl Connector {
     /// # Errors
     /// [`ConnectError`] naming the endpoint, if one is malformed or its TLS cannot be set up.
     pub fn new(options: ConnectOptions) -> Result<Self, ConnectError> {
-        let targets =
-            options.endpoints.iter().map(|endpoint| target(endpoint, &options)).collect::<Result<Vec<_>, _>>()?;
-        if targets.is_empty() {
-            return Err(ConnectError::NoEndpoints);
-        }
-        let start = fastrand::usize(..targets.len());
-        let ConnectOptions { auth, connect_timeout, request_timeout, .. } = options;
-        let inner = Inner { targets, auth, connect_timeout, request_timeout };
-        Ok(Self { inner: Arc::new(inner), next: AtomicUsize::new(start) })
+        let inner = Inner::new(options)?;
+        let start = fastrand::usize(..inner.targets.len());
+        Ok(Self { inner: Arc::new(RwLock::new(Arc::new(inner))), next: AtomicUsize::new(start) })
+    }
+
+    /// Has every clone make its next connections by other options, such as a renewed certificate. Connections that
+    /// stand go on, and timeouts that were asked for before stay what they were.
+    ///
+    /// # Errors
+    /// [`ConnectError`] as [`Self::new`] does; the old options then stay.
+    pub fn replace(&self, options: ConnectOptions) -> Result<(), ConnectError> {
+        let inner = Arc::new(Inner::new(options)?);
+        *self.inner.write().unwrap_or_else(PoisonError::into_inner) = inner;
+        Ok(())
+    }
+
+    fn inner(&self) -> Arc<Inner> {
+        Arc::clone(&self.inner.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Limit for etcd to answer one request.
     pub fn request_timeout(&self) -> Duration {
-        self.inner.request_timeout
+        self.inner().request_timeout
     }
 
     /// Limit for one endpoint to take the connection.
     pub fn connect_timeout(&self) -> Duration {
-        self.inner.connect_timeout
+        self.inner().connect_timeout
     }
 
     /// Connects to the next endpoint in turn, and to that one only: on failure, call it again.
@@ -208,47 +230,51 @@ impl Connector {
     }
 
     /// As [`Self::connect`], with the endpoint's name.
-    pub(crate) async fn connect_named(&self) -> Result<(Client, &str), ConnectError> {
+    pub(crate) async fn connect_named(&self) -> Result<(Client, String), ConnectError> {
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
-        let targets = &self.inner.targets;
+        let inner = self.inner();
+        let targets = &inner.targets;
         let target = targets.get(turn % targets.len().max(1)).ok_or(ConnectError::NoEndpoints)?;
         let name = target.name.clone();
         let timed_out = |after| ConnectError::TimedOut { endpoint: name.clone(), after };
 
-        let limit = self.inner.connect_timeout;
+        let limit = inner.connect_timeout;
         let channel = tokio::time::timeout(limit, target.endpoint.connect_with_connector(Once::default()))
             .await
             .map_err(|_| timed_out(limit))?;
         let channel = channel
             .map_err(|error| ConnectError::Unreachable { endpoint: name.clone(), reason: root_cause(&error) })?;
 
-        let limit = self.inner.request_timeout;
-        let client = tokio::time::timeout(limit, self.sign_in(channel, &target.name)).await;
-        Ok((client.map_err(|_| timed_out(limit))??, &target.name))
+        let limit = inner.request_timeout;
+        let client = tokio::time::timeout(limit, sign_in(channel, &name, inner.auth.as_ref())).await;
+        Ok((client.map_err(|_| timed_out(limit))??, name))
     }
+}
 
-    async fn sign_in(&self, channel: tonic::transport::Channel, name: &str) -> Result<Client, ConnectError> {
-        // A member cut off from its leader would serve stale watches without a word.
-        let options = etcd_client::ConnectOptions::new().with_require_leader(true);
-        let unreachable =
-            |error: &EtcdError| ConnectError::Unreachable { endpoint: name.into(), reason: describe(error) };
-        if let Some(Credentials { username, password }) = &self.inner.auth {
-            let options = options.clone().with_user(username, password);
-            match Client::from_channel(Channel::Tonic(channel.clone()), Some(options)).await {
-                Ok(client) => return Ok(client),
-                // As etcd's own client does: credentials may be rolled out before authentication is switched on.
-                Err(EtcdError::GRpcStatus(status)) if status.code() == Code::FailedPrecondition => {
-                    tracing::debug!(endpoint = name, "etcd does not ask for a user: {}", status.message());
-                }
-                Err(EtcdError::GRpcStatus(status)) if status.code() == Code::InvalidArgument => {
-                    let (endpoint, username, reason) = (name.into(), username.clone(), status.message().into());
-                    return Err(ConnectError::Refused { endpoint, username, reason });
-                }
-                Err(error) => return Err(unreachable(&error)),
+async fn sign_in(
+    channel: tonic::transport::Channel,
+    name: &str,
+    auth: Option<&Credentials>,
+) -> Result<Client, ConnectError> {
+    // A member cut off from its leader would serve stale watches without a word.
+    let options = etcd_client::ConnectOptions::new().with_require_leader(true);
+    let unreachable = |error: &EtcdError| ConnectError::Unreachable { endpoint: name.into(), reason: describe(error) };
+    if let Some(Credentials { username, password }) = auth {
+        let options = options.clone().with_user(username, password);
+        match Client::from_channel(Channel::Tonic(channel.clone()), Some(options)).await {
+            Ok(client) => return Ok(client),
+            // As etcd's own client does: credentials may be rolled out before authentication is switched on.
+            Err(EtcdError::GRpcStatus(status)) if status.code() == Code::FailedPrecondition => {
+                tracing::debug!(endpoint = name, "etcd does not ask for a user: {}", status.message());
             }
+            Err(EtcdError::GRpcStatus(status)) if status.code() == Code::InvalidArgument => {
+                let (endpoint, username, reason) = (name.into(), username.clone(), status.message().into());
+                return Err(ConnectError::Refused { endpoint, username, reason });
+            }
+            Err(error) => return Err(unreachable(&error)),
         }
-        Client::from_channel(Channel::Tonic(channel), Some(options)).await.map_err(|error| unreachable(&error))
     }
+    Client::from_channel(Channel::Tonic(channel), Some(options)).await.map_err(|error| unreachable(&error))
 }
 
 /// Opens a TCP connection, the first time it is asked to; tonic's channel would go on asking.
@@ -376,6 +402,18 @@ mod tests {
         let tls = TlsOptions { ca_pem: Some(Vec::new()), identity: None };
         let error = Connector::new(ConnectOptions { tls: Some(tls), ..options("http://a:1") }).unwrap_err().to_string();
         assert!(error.contains("write https"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn other_options_count_for_every_clone_and_bad_ones_change_nothing() {
+        let connector = Connector::new(options("http://127.0.0.1:1")).unwrap();
+        let clone = connector.clone();
+        connector.replace(options("ftp://a:1")).unwrap_err();
+        let error = clone.connect().await.err().unwrap().to_string();
+        assert!(error.contains("127.0.0.1:1 "), "{error}");
+        connector.replace(options("http://127.0.0.1:2")).unwrap();
+        let error = clone.connect().await.err().unwrap().to_string();
+        assert!(error.contains("127.0.0.1:2 "), "{error}");
     }
 
     #[test]

@@ -4,10 +4,12 @@
 //! `etcdctl del --prefix` or agents cut off from etcd make keys vanish while the processes go on serving. So:
 //!
 //! * Only the loss of a node that could be picked counts: what drained or was critical was on its way out.
-//! * An instance that is there at another address has moved: its old address is no loss, and nothing runs there.
+//! * An instance that is there at another address has moved: its old address is no loss, and nothing runs there. That
+//!   holds for names that one node has only; elsewhere a process id may be the name, the same for every node.
 //! * Losses within `window` add up: leases seldom end in the same instant.
 //! * If the service is emptied, or more than `max_loss` of its nodes went, all of these losses are held for `grace`.
 //! * A node that comes back is used as it comes; one that does not goes when its grace has ended.
+//! * A node that is new takes the place of a lost one, the longest gone first: it was replaced, not cut off.
 //!
 //! Pure: the time is passed in.
 
@@ -67,22 +69,48 @@ impl Guard {
     }
 
     /// A service's nodes as they are to be used: those given, and those held.
-    pub fn apply(&mut self, service: &ServiceName, mut nodes: Vec<Node>, now: Instant) -> Vec<Node> {
+    ///
+    /// The guard remembers every node that it is given, so an outline (address, weight, health, id) may be given for
+    /// it; `whole` is asked for the whole node when one vanishes.
+    pub fn apply(
+        &mut self,
+        service: &ServiceName,
+        mut nodes: Vec<Node>,
+        now: Instant,
+        whole: impl Fn(&SocketAddr) -> Option<Node>,
+    ) -> Vec<Node> {
         let addresses: HashSet<SocketAddr> = nodes.iter().map(|node| node.address).collect();
-        let instances: HashSet<&str> = nodes.iter().map(|node| node.id.as_str()).filter(|id| !id.is_empty()).collect();
-        let gone = |node: &Node| !addresses.contains(&node.address) && !instances.contains(node.id.as_str());
+        let names = Names::of(&nodes);
         let mut lost = self.lost.remove(service).unwrap_or_default();
-        lost.retain(|_, lost| gone(&lost.node) && now < lost.held_until.unwrap_or(lost.at + self.options.window));
-
         let before = self.present.remove(service).unwrap_or_default();
-        let vanished = before.into_iter().filter(|(_, node)| gone(node));
-        let vanished: Vec<_> =
-            vanished.map(|(address, node)| (address, Lost { node, at: now, held_until: None })).collect();
-        let any_vanished = !vanished.is_empty();
-        lost.extend(vanished);
+        let names_before = Names::of(before.values().chain(lost.values().map(|lost| &lost.node)));
+        let gone = |node: &Node| {
+            let moved = names.once(&node.id) && names_before.once(&node.id);
+            !addresses.contains(&node.address) && !moved
+        };
+        let pickable = || nodes.iter().filter(|node| node.is_pickable());
+        let is_new = |node: &&Node| {
+            !before.contains_key(&node.address) && !lost.contains_key(&node.address) && !names_before.any(&node.id)
+        };
+        let newcomers = pickable().filter(is_new).count();
+        let present: HashMap<SocketAddr, Node> = pickable().map(|node| (node.address, node.clone())).collect();
 
-        let pickable = nodes.iter().filter(|node| node.is_pickable());
-        let present: HashMap<SocketAddr, Node> = pickable.map(|node| (node.address, node.clone())).collect();
+        let still_lost =
+            |lost: &Lost| gone(&lost.node) && now < lost.held_until.unwrap_or(lost.at + self.options.window);
+        let kept: HashSet<SocketAddr> =
+            lost.iter().filter(|(_, lost)| still_lost(lost)).map(|(address, _)| *address).collect();
+        let vanished: Vec<Node> = before.values().filter(|node| gone(node)).cloned().collect();
+        let any_vanished = !vanished.is_empty();
+        lost.retain(|address, _| kept.contains(address));
+        for node in vanished {
+            let node = whole(&node.address).unwrap_or(node);
+            lost.insert(node.address, Lost { node, at: now, held_until: None });
+        }
+        let mut replaced: Vec<(Instant, SocketAddr)> = lost.iter().map(|(address, lost)| (lost.at, *address)).collect();
+        replaced.sort_unstable();
+        for (_, address) in replaced.into_iter().take(newcomers) {
+            lost.remove(&address);
+        }
         if any_vanished && self.is_mass_loss(lost.len(), present.len()) {
             self.holds += 1;
             let until = now + self.options.grace;
@@ -110,7 +138,7 @@ impl Guard {
 
     fn is_mass_loss(&self, lost: usize, left: usize) -> bool {
         let share = lost as f64 / (lost + left).max(1) as f64;
-        !self.options.grace.is_zero() && (left == 0 || share > self.options.max_loss)
+        lost > 0 && !self.options.grace.is_zero() && (left == 0 || share > self.options.max_loss)
     }
 
     /// When [`Self::expire`] is next due.
@@ -144,6 +172,27 @@ impl Guard {
 
     fn held(&self) -> impl Iterator<Item = &Lost> {
         self.lost.values().flat_map(BTreeMap::values).filter(|lost| lost.held_until.is_some())
+    }
+}
+
+/// How many nodes have each name.
+struct Names<'a>(HashMap<&'a str, usize>);
+
+impl<'a> Names<'a> {
+    fn of(nodes: impl IntoIterator<Item = &'a Node>) -> Self {
+        let mut names = HashMap::new();
+        for node in nodes.into_iter().filter(|node| !node.id.is_empty()) {
+            *names.entry(node.id.as_str()).or_default() += 1;
+        }
+        Self(names)
+    }
+
+    fn any(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
+    fn once(&self, name: &str) -> bool {
+        self.0.get(name) == Some(&1)
     }
 }
 
@@ -182,7 +231,7 @@ mod tests {
 
         fn at(&mut self, seconds: u64, nodes: Vec<Node>) -> Vec<u16> {
             let now = self.start + Duration::from_secs(seconds);
-            ports(&self.guard.apply(&self.service, nodes, now))
+            ports(&self.guard.apply(&self.service, nodes, now, |_| None))
         }
 
         fn expire(&mut self, seconds: u64) -> Vec<ServiceName> {
@@ -213,6 +262,35 @@ mod tests {
         assert_eq!(bench.at(2, vec![]), [3, 4]);
         assert_eq!(bench.at(3, vec![named(5, "a")]), [4, 5]);
         assert_eq!(bench.guard.held_nodes(), 1);
+    }
+
+    #[test]
+    fn nodes_that_share_a_name_have_not_moved_when_one_of_them_is_left() {
+        let named = |port: u16| Node { id: "1".into(), ..node(port) };
+        let mut bench = Bench::new(GuardOptions::default());
+        bench.at(0, (1..=4).map(named).collect());
+        assert_eq!(bench.at(1, vec![named(4)]), [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn a_node_that_is_new_takes_the_place_of_a_lost_one() {
+        let mut bench = Bench::new(GuardOptions::default());
+        bench.at(0, nodes([1]));
+        assert_eq!(bench.at(1, vec![]), [1]);
+        assert_eq!(bench.at(4, nodes([2])), [2]);
+        assert_eq!(bench.guard.held_nodes(), 0);
+        // All at once: what a copy from yesterday meets.
+        assert_eq!(bench.at(5, nodes(3..=9)), [3, 4, 5, 6, 7, 8, 9]);
+        assert_eq!(bench.at(6, nodes(10..=16)).len(), 7);
+    }
+
+    #[test]
+    fn what_is_held_is_whole_as_it_was_when_it_vanished() {
+        let mut bench = Bench::new(GuardOptions::default());
+        bench.at(0, nodes(1..=2));
+        let whole = |address: &SocketAddr| Some(Node { zone: "a".into(), ..Node::at(*address) });
+        let used = bench.guard.apply(&bench.service, vec![], bench.start, whole);
+        assert!(used.iter().all(|node| node.zone == "a"), "{used:?}");
     }
 
     #[test]
@@ -271,7 +349,7 @@ mod tests {
         let mut back = node(1);
         back.weight = 7;
         let now = bench.start + Duration::from_secs(2);
-        let used = bench.guard.apply(&bench.service, vec![back], now);
+        let used = bench.guard.apply(&bench.service, vec![back], now, |_| None);
         assert_eq!(ports(&used), [1, 2]);
         assert_eq!(used.iter().find(|node| node.address.port() == 1).unwrap().weight, 7);
         assert_eq!(bench.guard.held_nodes(), 1);

@@ -3,8 +3,9 @@
 //! * [`connection`]: one connection to one of several endpoints, the next one after a failure.
 //! * [`registrar`]: keys under a lease, asserted for ever: whatever happens to etcd, they come back.
 //! * [`mirror`]: everything under a prefix, ranged and then watched, with every way out of step noticed.
-//! * [`format`]: how services and nodes are written in keys and values.
+//! * [`mod@format`]: how services and nodes are written in keys and values.
 //! * [`view`]: a mirror's keys as nodes, the last good value of each.
+//! * [`lock`] and [`election`]: one holder at a time, in the layout of etcd's own concurrency package.
 //! * [`guard`]: nodes kept for a while when too many vanish at once.
 //!
 //! Decisions are made by pure state machines that are told the time and the outcome of each request
@@ -14,9 +15,11 @@
 
 pub mod backoff;
 pub mod connection;
+pub mod election;
 pub mod format;
 pub mod guard;
 mod lease_machine;
+pub mod lock;
 pub mod mirror;
 mod mirror_machine;
 pub mod registrar;
@@ -24,9 +27,11 @@ mod session;
 pub mod view;
 
 pub use connection::{ConnectError, ConnectOptions, Connector, Credentials, TlsOptions};
+pub use election::{Election, Leader, Leadership, Observer};
 pub use etcd_client;
 pub use format::Format;
 pub use guard::{Guard, GuardOptions};
+pub use lock::{Held, Lock, LockError, LostCause};
 pub use mirror::{KeyValue, Mirror, MirrorEvent, MirrorOptions, MirrorStatus, ResyncReason};
 pub use registrar::{
     Registrar, RegistrarOptions, RegistrarStats, Registration, RegistrationHandle, RegistrationState, RegistryError,

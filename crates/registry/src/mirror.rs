@@ -4,6 +4,7 @@
 //! to do is decided by `mirror_machine`, whose page says how; the task here carries it out.
 
 use std::{
+    string::FromUtf8Error,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -137,7 +138,7 @@ pub struct MirrorStatus {
     pub last_contact: Instant,
     /// How often the full state was fetched, in the order of [`ResyncReason::ALL`].
     pub resyncs: [(ResyncReason, u64); 5],
-    /// Keys left out because they are no UTF-8.
+    /// Keys left out because they are no UTF-8; each counts once until it changes.
     pub skipped_keys: u64,
     /// Why it is not in step.
     pub cause: Option<String>,
@@ -262,7 +263,7 @@ impl Task {
 
     async fn connect(&mut self) -> Result<(), String> {
         let (client, endpoint) = self.connector.connect_named().await.map_err(|error| error.to_string())?;
-        self.machine.connected(endpoint);
+        self.machine.connected(&endpoint);
         self.client = Some(client);
         Ok(())
     }
@@ -334,7 +335,7 @@ fn page(mut answer: GetResponse) -> Result<Page, RangeFailure> {
     let header = answer.header().ok_or_else(|| RangeFailure::Broken("an answer without header".into()))?;
     let (cluster_id, revision) = (header.cluster_id(), header.revision());
     let more = answer.more();
-    let mut page = Page { cluster_id, revision, more, last_key: Vec::new(), entries: Vec::new(), skipped: 0 };
+    let mut page = Page { cluster_id, revision, more, last_key: Vec::new(), entries: Vec::new(), skipped: Vec::new() };
     let kvs = answer.take_kvs();
     page.last_key = kvs.last().map(|kv| kv.key().to_vec()).unwrap_or_default();
     for kv in kvs {
@@ -342,7 +343,7 @@ fn page(mut answer: GetResponse) -> Result<Page, RangeFailure> {
         let (key, value) = kv.into_key_value();
         match String::from_utf8(key) {
             Ok(key) => page.entries.push(Arc::new(KeyValue { key, value, mod_revision, create_revision, lease })),
-            Err(_) => page.skipped += 1,
+            Err(error) => page.skipped.push((error.into_bytes(), mod_revision)),
         }
     }
     Ok(page)
@@ -363,21 +364,19 @@ fn range_failure(error: &EtcdError) -> RangeFailure {
 fn message(response: WatchResponse) -> Message {
     let (cluster_id, revision) = response.header().map_or((0, 0), |header| (header.cluster_id(), header.revision()));
     let changes = response.events().iter().filter_map(|event| event.kv()).map(|kv| {
-        let key = String::from_utf8(kv.key().to_vec()).ok();
+        let key = String::from_utf8(kv.key().to_vec()).map_err(FromUtf8Error::into_bytes);
         // The client panics on a kind of event that it does not know; a version of 0 says the same of a deletion.
         if kv.version() == 0 {
             return Change { key, put: None, mod_revision: kv.mod_revision() };
         }
-        let put = key.clone().map(|key| {
-            Arc::new(KeyValue {
-                key,
-                value: kv.value().to_vec(),
-                mod_revision: kv.mod_revision(),
-                create_revision: kv.create_revision(),
-                lease: kv.lease(),
-            })
-        });
-        Change { key, put, mod_revision: kv.mod_revision() }
+        let put = KeyValue {
+            key: String::from_utf8_lossy(kv.key()).into_owned(),
+            value: kv.value().to_vec(),
+            mod_revision: kv.mod_revision(),
+            create_revision: kv.create_revision(),
+            lease: kv.lease(),
+        };
+        Change { key, put: Some(Arc::new(put)), mod_revision: kv.mod_revision() }
     });
     Message {
         cluster_id,

@@ -31,7 +31,7 @@ pub struct RegistrarOptions {
     /// Time to live: how long the keys outlast this process. etcd counts whole seconds, and raises what is below its
     /// election timeout.
     pub ttl: Duration,
-    /// Lease of an earlier run, to go on with if it still lives.
+    /// Lease of an earlier run, to go on with if it still lives and its TTL is `ttl` at least.
     pub adopt: Option<i64>,
 }
 
@@ -128,6 +128,7 @@ enum Command {
     Update { id: Id, value: Vec<u8> },
     Withdraw { id: Id },
     Deregister { id: Id, done: oneshot::Sender<()> },
+    Settled { id: Id, done: oneshot::Sender<()> },
     Prune,
     End,
 }
@@ -145,6 +146,7 @@ impl Registrar {
                 machine: LeaseMachine::new(options.ttl, options.adopt, connect, request, now()),
                 states: HashMap::new(),
                 ending: HashMap::new(),
+                settling: HashMap::new(),
                 lease: lease_sender,
                 stats: stats_sender,
             },
@@ -239,6 +241,16 @@ impl RegistrationHandle {
         self.state.clone()
     }
 
+    /// Waits until etcd has confirmed what was intended last, for as long as that takes.
+    ///
+    /// # Errors
+    /// [`RegistryError::Closed`] if nobody looks after the key any more, or somebody else began to wait.
+    pub async fn settled(&self) -> Result<(), RegistryError> {
+        let (done, confirmed) = oneshot::channel();
+        self.send(Command::Settled { id: self.id, done });
+        confirmed.await.map_err(|_| RegistryError::Closed { key: self.key.clone() })
+    }
+
     /// Ends the registration and waits until etcd has confirmed that the key is gone.
     ///
     /// # Errors
@@ -277,6 +289,8 @@ struct Books {
     machine: LeaseMachine,
     states: HashMap<Id, watch::Sender<RegistrationState>>,
     ending: HashMap<Id, oneshot::Sender<()>>,
+    /// Who waits until etcd has what is intended.
+    settling: HashMap<Id, oneshot::Sender<()>>,
     lease: watch::Sender<Option<i64>>,
     stats: watch::Sender<RegistrarStats>,
 }
@@ -333,6 +347,7 @@ impl Books {
                 self.states.insert(id, state);
                 if let Some(replaced) = self.machine.register(id, key, value) {
                     self.ending.remove(&replaced);
+                    self.settling.remove(&replaced);
                     if let Some(state) = self.states.remove(&replaced) {
                         state.send_replace(RegistrationState::Closed);
                     }
@@ -344,6 +359,11 @@ impl Books {
             Command::Deregister { id, done } => {
                 if self.machine.deregister(id) {
                     self.ending.insert(id, done);
+                }
+            }
+            Command::Settled { id, done } => {
+                if self.states.contains_key(&id) {
+                    self.settling.insert(id, done);
                 }
             }
             Command::Prune => self.machine.prune(),
@@ -360,9 +380,16 @@ impl Books {
                 // Nobody may be waiting any more.
                 let _ = done.send(());
             }
+            self.settling.remove(&id);
         }
         for (id, state) in self.machine.states(now()) {
             let Some(sender) = self.states.get(&id) else { continue };
+            if matches!(state, RegistrationState::Registered | RegistrationState::Withdrawn)
+                && let Some(done) = self.settling.remove(&id)
+            {
+                // Nobody may be waiting any more.
+                let _ = done.send(());
+            }
             if *sender.borrow() != state {
                 log_change(&sender.borrow(), &state);
                 sender.send_replace(state);

@@ -61,7 +61,7 @@ impl Session {
         if *op == Op::Connect {
             let (client, endpoint) =
                 self.connector.connect_named().await.map_err(|error| Failure::Broken(error.to_string()))?;
-            self.client = Some(Connected { client, endpoint: endpoint.to_owned() });
+            self.client = Some(Connected { client, endpoint });
             return Ok(Answer::Done);
         }
         let Some(Connected { client, endpoint }) = &mut self.client else {
@@ -81,7 +81,8 @@ async fn request(client: &mut Client, op: &Op) -> Result<Answer, EtcdError> {
         }
         Op::Adopt { lease } => {
             let lease = client.lease_time_to_live(*lease, None).await?;
-            if lease.ttl() <= 0 {
+            // -1 for a lease that is gone. In its last second a lease that lives has 0 left: etcd cuts fractions off.
+            if lease.ttl() < 0 {
                 return Err(gone());
             }
             Ok(Answer::Adoptable { ttl: seconds_of(lease.granted_ttl()) })
@@ -155,7 +156,8 @@ fn gone() -> EtcdError {
     EtcdError::LeaseKeepAliveError("lease not found".into())
 }
 
-fn failure(endpoint: &str, error: &EtcdError) -> Failure {
+/// What a failed request means.
+pub(crate) fn failure(endpoint: &str, error: &EtcdError) -> Failure {
     let cause = format!("etcd endpoint {endpoint}: {}", describe(error));
     match error {
         EtcdError::LeaseKeepAliveError(text) if text.contains("lease not found") => Failure::LeaseGone,

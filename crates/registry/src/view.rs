@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use waypost_catalog::{Health, Node, Protocol, ServiceName};
 
 use crate::{
-    format::Format,
+    format::{DecodeError, Format},
     mirror::{KeyValue, MirrorEvent},
 };
 
@@ -78,6 +78,7 @@ impl View {
     fn put(&mut self, entry: &KeyValue) -> Option<ServiceName> {
         let (service, node) = match self.format.decode(&self.prefix, &entry.key, &entry.value, self.protocol) {
             Ok(decoded) => decoded,
+            Err(DecodeError::NoNode(_)) => return None,
             Err(error) => {
                 self.note_undecodable(entry, &error.to_string());
                 return None;
@@ -244,6 +245,15 @@ mod tests {
         assert_eq!(nodes[0].weight, 2);
         view.apply(&changed(vec![], &["a/2"]));
         assert_eq!(view.nodes(&name("a"))[0].weight, 1);
+    }
+
+    #[test]
+    fn keys_that_a_framework_has_beside_its_nodes_are_no_errors() {
+        let mut view = View::new(PREFIX, Format::DubboInterface, Protocol::Http2);
+        view.apply(&synced(vec![entry("a", "", 1), entry("a/providers", "", 1), entry("a/consumers/x", "", 1)]));
+        assert_eq!((view.undecodable_total(), view.undecodable_now(), view.key_count()), (0, 0, 0));
+        view.apply(&changed(vec![entry("a/providers/tri%3A%2F%2F10.0.0.1%3A1%2Fa", "", 2)], &[]));
+        assert_eq!(ports(&view, "a"), [1]);
     }
 
     #[test]

@@ -175,6 +175,27 @@ async fn a_lease_is_adopted_without_a_needless_put_and_pruned_of_what_is_not_wan
 }
 
 #[tokio::test]
+async fn a_lease_that_etcd_made_longer_than_asked_is_adopted() {
+    let mut etcd = Etcd::prepare("http", vec!["--election-timeout=4000".into()]);
+    etcd.run().await;
+    let client = etcd.client().await;
+    let options = |adopt| RegistrarOptions { ttl: Duration::from_secs(1), adopt };
+    let first = Registrar::start(etcd.connector(), options(None));
+    registered(&first.register(registration("/r/a", "1"))).await;
+    let lease = first.lease().borrow().unwrap();
+    first.shutdown(Shutdown::Leave).await;
+
+    let second = Registrar::start(etcd.connector(), options(Some(lease)));
+    let handle = second.register(registration("/r/a", "1"));
+    registered(&handle).await;
+    assert_eq!((*second.lease().borrow(), get(&client, "/r/a").await.unwrap().1), (Some(lease), lease));
+    handle.update(b"2".into());
+    handle.settled().await.unwrap();
+    value_is(&client, "/r/a", "2").await;
+    second.shutdown(Shutdown::Deregister).await;
+}
+
+#[tokio::test]
 async fn one_living_endpoint_of_three_is_enough_and_a_silent_one_costs_no_lease() {
     let etcd = Etcd::start().await;
     let proxy = Proxy::start(etcd.address()).await;

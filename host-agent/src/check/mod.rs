@@ -1,4 +1,4 @@
-//! Health checks: [`state`] decides from single probes, [`probe`] makes them, [`schedule`] says when.
+//! Health checks: [`state`] decides from single probes, [`mod@probe`] makes them, [`schedule`] says when.
 
 pub mod probe;
 pub mod schedule;

@@ -24,7 +24,7 @@ use self::reader::{Problems, Section};
 pub use self::{
     report::{ConfigError, Invalid, Problem},
     service::{Check, CheckKind, Service},
-    values::format_duration,
+    values::{format_duration, parse_duration},
 };
 
 /// The Unix socket, unless another is named.

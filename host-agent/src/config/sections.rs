@@ -143,12 +143,13 @@ fn watches(root: &Section<'_>) -> Vec<Watch> {
         let prefix = section.get("prefix", values::prefix);
         let format = section.get("format", values::format).unwrap_or(Format::Waypost);
         let protocol = section.get("protocol", values::protocol).unwrap_or(Protocol::Http1);
-        if format != Format::Waypost && !section.has("prefix") {
+        // An empty one would be all of etcd.
+        let default = format.default_root().filter(|root| !root.is_empty() && !section.has("prefix"));
+        if default.is_none() && !section.has("prefix") {
             section.problem("prefix", format!("missing: format {format} has no prefix of its own"));
         }
         section.finish();
-        let default = (!section.has("prefix")).then(|| DEFAULT_ROOT.to_owned());
-        let Some(prefix) = prefix.or(default) else { continue };
+        let Some(prefix) = prefix.or(default.map(str::to_owned)) else { continue };
         if watches.iter().any(|watch| watch.prefix == prefix) {
             section.problem("prefix", format!("{prefix:?} is watched already: each prefix once"));
         }

@@ -3,13 +3,13 @@
 use std::{
     collections::{BTreeMap, HashSet},
     net::SocketAddr,
-    time::Duration,
+    time::{Duration, UNIX_EPOCH},
 };
 
 use waypost_catalog::{Health, Node, Protocol, ServiceName};
-use waypost_registry::format::Format;
+use waypost_registry::format::{EncodeError, Format, Timestamps};
 
-use super::{reader::Section, sections::DEFAULT_ROOT, values};
+use super::{reader::Section, values};
 use crate::address::AddressSource;
 
 const MS: Duration = Duration::from_millis(1);
@@ -40,7 +40,7 @@ pub struct Service {
     pub protocol: Protocol,
     /// How it is written to the registry.
     pub format: Format,
-    /// The prefix it is written under, which ends in `/`.
+    /// The prefix it is written under, which ends in `/` or is empty.
     pub root: String,
     /// How long the registration outlives the agent: whole seconds.
     pub ttl: Duration,
@@ -113,7 +113,7 @@ fn service(section: &Section<'_>, node: &str) -> Option<Service> {
     let address = section.get("address", values::parsed).unwrap_or(AddressSource::Auto);
     let port = section.require("port", "the port it listens on", values::integer(1..=u16::MAX));
     let instance = section.get("instance", values::segment);
-    let weight = section.get("weight", values::integer(0..=u32::MAX)).unwrap_or(1);
+    let weight = section.get("weight", values::integer(0..=u32::MAX));
     let zone = section.get("zone", values::text).unwrap_or_default();
     let version = section.get("version", values::text).unwrap_or_default();
     let tags = section.list("tags", values::text).unwrap_or_default();
@@ -123,7 +123,7 @@ fn service(section: &Section<'_>, node: &str) -> Option<Service> {
     let root = section.get("root", values::prefix);
     let ttl = section.get("ttl", values::seconds(SECOND..=3600 * SECOND)).unwrap_or(5 * SECOND);
     let check = section.section("check").map(check);
-    if format != Format::Waypost && !section.has("root") {
+    if format.default_root().is_none() && !section.has("root") {
         section.problem(
             "root",
             format!("missing: format {format} has no prefix of its own; write one, such as \"/services/\""),
@@ -132,7 +132,8 @@ fn service(section: &Section<'_>, node: &str) -> Option<Service> {
     section.finish();
     let (name, port, check) = (name?, port?, check.map_or(Some(None), |check| check.map(Some))?);
     let instance = instance.unwrap_or_else(|| format!("{node}-{port}"));
-    let root = root.unwrap_or_else(|| DEFAULT_ROOT.to_owned());
+    let root = root.unwrap_or_else(|| format.default_root().unwrap_or_default().to_owned());
+    let weight = weight.unwrap_or_else(|| format.default_weight());
     let service = Service {
         name,
         address,
@@ -149,8 +150,18 @@ fn service(section: &Section<'_>, node: &str) -> Option<Service> {
         ttl,
         check,
     };
-    if let Err(error) = service.node_at(SocketAddr::from(([127, 0, 0, 1], port)), Health::Passing).encode() {
+    let node = service.node_at(SocketAddr::from(([127, 0, 0, 1], port)), Health::Passing);
+    let times = Timestamps { registered_at: UNIX_EPOCH, updated_at: UNIX_EPOCH };
+    if let Err(error) = node.encode() {
         section.problem("metadata", error.to_string());
+    } else if let Err(error) = format.encode(&service.root, &service.name, &service.instance, &node, times) {
+        let key = match error {
+            EncodeError::ZeroWeight(_) => "weight",
+            EncodeError::DnsName(_) => "name",
+            EncodeError::Instance(_) => "instance",
+            EncodeError::TooLarge(_) | EncodeError::Json(_) => "metadata",
+        };
+        section.problem(key, error.to_string());
     }
     Some(service)
 }

@@ -135,7 +135,7 @@ fn every_problem_of_a_file_is_reported_in_the_order_of_the_file() {
         &[
             "agent.toml:1:1: nod: unknown key; did you mean \"node\"?",
             "agent.toml:3:10: watch.prefix: \"/services\" is no prefix of keys: it ends in /, such as \"/services/\"",
-            "agent.toml:5:10: watch.format: \"consul\" is no format: allowed are \"waypost\", \"endpoint-key\", \"endpoint-value\" and \"ip-pid\"",
+            "agent.toml:5:10: watch.format: \"consul\" is no format: allowed are \"waypost\", \"endpoint-key\", \"endpoint-value\", \"ip-pid\", \"go-zero\", \"kratos\", \"go-micro\", \"grpc-naming\", \"kitex\", \"hertz\", \"dubbo-app\", \"dubbo-interface\" and \"skydns\"",
             "agent.toml:6:1: service.name: missing: write the service's name",
             "agent.toml:7:8: service.port: expected a whole number from 1 to 65535, found the text \"http\"",
             "agent.toml:9:8: service.metadata.team: expected text in quotes, found the number 7",
@@ -247,6 +247,39 @@ fn service_settings_that_contradict_each_other_are_refused() {
     let long = "x".repeat(70_000);
     let found = problems(&format!("{ETCD}{service}metadata = {{ a = \"{long}\" }}"));
     assert!(found.starts_with("agent.toml:6:12: service.metadata: node 127.0.0.1:80 takes"), "{found}");
+}
+
+#[test]
+fn a_frameworks_format_brings_its_own_prefix_root_and_weight() {
+    let watched = config(&format!("{ETCD}[[watch]]\nformat = \"kratos\"\nprotocol = \"http2\"\n"));
+    assert_eq!((watched.watches[0].prefix.as_str(), watched.watches[0].format), ("/microservices/", Format::Kratos));
+    let service = |format: &str| {
+        let text = format!("{ETCD}[[service]]\nname = \"a\"\nport = 80\nformat = \"{format}\"\n");
+        let Service { root, weight, .. } = config(&text).services.remove(0);
+        (root, weight)
+    };
+    assert_eq!(service("kitex"), ("kitex/registry-etcd/".to_owned(), 10));
+    assert_eq!(service("go-zero"), (String::new(), 1));
+    assert_problems(
+        "[[watch]]\nformat = \"go-zero\"",
+        &["agent.toml:1:1: watch.prefix: missing: format go-zero has no prefix of its own"],
+    );
+}
+
+#[test]
+fn what_a_format_cannot_say_is_refused() {
+    assert_problems(
+        "[[service]]\nname = \"a\"\nport = 80\nweight = 0\nformat = \"kitex\"",
+        &[
+            "agent.toml:4:10: service.weight: format kitex cannot say a weight of 0, its clients would take the node for a full one: write another weight",
+        ],
+    );
+    assert_problems(
+        "[[service]]\nname = \"a..b\"\nport = 80\nformat = \"skydns\"",
+        &[
+            "agent.toml:2:8: service.name: service name \"a..b\" is no DNS name: 1 to 63 characters are needed before, between and after its dots",
+        ],
+    );
 }
 
 #[test]

@@ -67,7 +67,8 @@ pub(super) fn seconds(allowed: RangeInclusive<Duration>) -> impl Fn(&DeValue<'_>
     }
 }
 
-fn parse_duration(text: &str) -> Option<Duration> {
+/// A number and `ms`, `s` or `m`, as in the file.
+pub fn parse_duration(text: &str) -> Option<Duration> {
     let digits = text.find(|c: char| !c.is_ascii_digit())?;
     let (number, unit) = text.split_at(digits);
     let number: u64 = number.parse().ok()?;
@@ -136,10 +137,7 @@ pub(super) fn prefix(value: &DeValue<'_>) -> Parsed<String> {
 }
 
 pub(super) fn format(value: &DeValue<'_>) -> Parsed<Format> {
-    let text = text(value)?;
-    text.parse().map_err(|_| {
-        format!("{text:?} is no format: allowed are \"waypost\", \"endpoint-key\", \"endpoint-value\" and \"ip-pid\"")
-    })
+    parsed(value)
 }
 
 pub(super) fn protocol(value: &DeValue<'_>) -> Parsed<Protocol> {

@@ -6,7 +6,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use tokio::sync::watch;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until, timeout},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 use waypost_catalog::Health;
@@ -14,11 +17,16 @@ use waypost_registry::{Format, Registrar, Registration, RegistrationHandle, form
 
 use super::board::{Board, ServiceId};
 use crate::{
+    address::AddressError,
     check::{CheckState, probe, schedule},
     config::Service,
 };
 
 const ADDRESS_RETRY: Duration = Duration::from_secs(2);
+/// How often an address that may change is looked for again.
+const ADDRESS_INTERVAL: Duration = Duration::from_secs(5);
+/// How long etcd is given to confirm that a service drains, before the drain is timed all the same.
+const DRAIN_CONFIRM_LIMIT: Duration = Duration::from_secs(3);
 const DEREGISTER_LIMIT: Duration = Duration::from_secs(5);
 
 /// What a keeper is to do.
@@ -49,8 +57,8 @@ pub(super) enum Progress {
 pub(super) struct Keeper {
     id: ServiceId,
     registrar: Arc<Registrar>,
-    /// Whether the registry may hold the service from the agent's previous run.
-    adopts: bool,
+    /// The lease under which the registry may hold the service from the agent's previous run.
+    adopts: Option<i64>,
     desired: watch::Receiver<Desired>,
     progress: watch::Sender<Progress>,
     board: Arc<Board>,
@@ -66,7 +74,7 @@ impl Keeper {
     pub(super) fn new(
         id: ServiceId,
         registrar: Arc<Registrar>,
-        adopts: bool,
+        adopts: Option<i64>,
         desired: watch::Receiver<Desired>,
         progress: watch::Sender<Progress>,
         board: Arc<Board>,
@@ -99,40 +107,91 @@ impl Keeper {
 
     /// Checks and registers the service, for ever.
     async fn serve(&mut self, service: &Service) {
-        let target = SocketAddr::new(self.address(service).await, service.port);
+        let address = self.address(service).await;
+        self.look_from(address, service.port);
+        let (mut probe_at, mut lease) = (None, self.registrar.lease());
+        match &service.check {
+            None => {
+                self.check = None;
+                self.show(service);
+            }
+            Some(check) => {
+                let known = self.handle.is_some() || self.adopts.is_some_and(|lease| self.registrar_has(lease));
+                let (rise, fall) = (check.rise, check.fall);
+                let start = || if known { CheckState::adopted(rise, fall) } else { CheckState::new(rise, fall) };
+                self.check.get_or_insert_with(start).set_thresholds(rise, fall);
+                self.show(service);
+                probe_at = Some(Instant::now() + schedule::first_delay(check.interval, fastrand::f64()));
+            }
+        }
+        let mut look_at = service.address.is_dynamic().then(|| Instant::now() + ADDRESS_INTERVAL);
+        loop {
+            tokio::select! {
+                () = until(probe_at) => {
+                    self.probe(service).await;
+                    let delay = service.check.as_ref().map(|check| schedule::next_delay(check.interval, fastrand::f64()));
+                    probe_at = delay.map(|delay| Instant::now() + delay);
+                }
+                () = until(look_at) => {
+                    self.follow(service, service.address.resolve(self.target.map(|target| target.ip())));
+                    look_at = Some(Instant::now() + ADDRESS_INTERVAL);
+                }
+                () = not_adopted(&mut lease, self.undecided_lease()) => {
+                    let (name, instance) = (&self.id.name, &self.id.instance);
+                    info!(service = %name, instance, "the previous run's lease is not adopted: the service starts anew");
+                    self.check = service.check.as_ref().map(|check| CheckState::new(check.rise, check.fall));
+                    self.show(service);
+                }
+            }
+        }
+    }
+
+    fn registrar_has(&self, lease: i64) -> bool {
+        *self.registrar.lease().borrow() == Some(lease)
+    }
+
+    /// The lease that keeps the service as it was while its check has not decided.
+    fn undecided_lease(&self) -> Option<i64> {
+        let undecided = self.check.as_ref().is_some_and(|check| check.health().is_none());
+        self.adopts.filter(|_| undecided && self.handle.is_none())
+    }
+
+    /// Asks the service how it is.
+    async fn probe(&mut self, service: &Service) {
+        let (Some(check), Some(target)) = (&service.check, self.target) else { return };
+        let outcome = probe(check, target, service.protocol).await;
+        let problem = outcome.as_ref().err().map(ToString::to_string);
+        debug!(service = %self.id.name, instance = self.id.instance, problem, "probed");
+        self.board.update(&self.id, |status| status.problem.clone_from(&problem));
+        if !self.check.as_mut().is_some_and(|state| state.observe(outcome.is_ok())) {
+            return;
+        }
+        match problem {
+            None => info!(service = %self.id.name, instance = self.id.instance, "check passes"),
+            Some(problem) => warn!(service = %self.id.name, instance = self.id.instance, problem, "check fails"),
+        }
+        self.show(service);
+    }
+
+    fn look_from(&mut self, address: IpAddr, port: u16) {
+        let target = SocketAddr::new(address, port);
         self.target = Some(target);
         self.board.update(&self.id, |status| status.address = Some(target));
-        let Some(check) = &service.check else {
-            self.check = None;
-            self.show(service, target, Health::Passing);
-            return;
-        };
-        let known = self.adopts || self.handle.is_some();
-        let (rise, fall) = (check.rise, check.fall);
-        let start = || if known { CheckState::adopted(rise, fall) } else { CheckState::new(rise, fall) };
-        let state = self.check.get_or_insert_with(start);
-        state.set_thresholds(rise, fall);
-        if let Some(health) = state.health() {
-            self.show(service, target, health);
-        }
-        let mut delay = schedule::first_delay(check.interval, fastrand::f64());
-        loop {
-            tokio::time::sleep(delay).await;
-            delay = schedule::next_delay(check.interval, fastrand::f64());
-            let outcome = probe(check, target, service.protocol).await;
-            let problem = outcome.as_ref().err().map(ToString::to_string);
-            debug!(service = %self.id.name, instance = self.id.instance, problem, "probed");
-            self.board.update(&self.id, |status| status.problem.clone_from(&problem));
-            let Some(state) = &mut self.check else { return };
-            if !state.observe(outcome.is_ok()) {
-                continue;
+    }
+
+    /// Moves the registration if the service's address is another one now. While there is none it stays: the host has
+    /// lost its network, and most probably etcd too.
+    pub(super) fn follow(&mut self, service: &Service, found: Result<IpAddr, AddressError>) {
+        let old = self.target.map(|target| target.ip());
+        match found {
+            Ok(new) if Some(new) != old => {
+                let old = old.map(tracing::field::display);
+                info!(service = %self.id.name, instance = self.id.instance, old, %new, "the service's address changed");
+                self.look_from(new, service.port);
+                self.show(service);
             }
-            let Some(health) = state.health() else { continue };
-            match problem {
-                None => info!(service = %self.id.name, instance = self.id.instance, "check passes"),
-                Some(problem) => warn!(service = %self.id.name, instance = self.id.instance, problem, "check fails"),
-            }
-            self.show(service, target, health);
+            Ok(_) => {}
+            Err(error) => debug!(service = %self.id.name, instance = self.id.instance, %error, "no address for now"),
         }
     }
 
@@ -140,7 +199,7 @@ impl Keeper {
     async fn address(&self, service: &Service) -> IpAddr {
         let mut told = None;
         loop {
-            match service.address.resolve() {
+            match service.address.resolve(None) {
                 Ok(address) => {
                     self.board.update(&self.id, |status| status.problem = None);
                     return address;
@@ -158,8 +217,16 @@ impl Keeper {
         }
     }
 
+    /// Has the registry say how the service is, unless that is undecided.
+    fn show(&mut self, service: &Service) {
+        let health = self.check.as_ref().map_or(Some(Health::Passing), CheckState::health);
+        if let (Some(target), Some(health)) = (self.target, health) {
+            self.show_as(service, target, health);
+        }
+    }
+
     /// Has the registry say this health: in the value, or by the key's absence where the format knows no health.
-    fn show(&mut self, service: &Service, target: SocketAddr, health: Health) {
+    fn show_as(&mut self, service: &Service, target: SocketAddr, health: Health) {
         let node = service.node_at(target, health);
         let times = Timestamps { registered_at: self.registered_at, updated_at: SystemTime::now() };
         let encoded = service.format.encode(&service.root, &service.name, &service.instance, &node, times);
@@ -184,7 +251,7 @@ impl Keeper {
                 }
             }
             // Nothing was written, and what an earlier run wrote need not go: there is nothing to do.
-            None if !present && !self.adopts => {}
+            None if !present && self.adopts.is_none() => {}
             _ => {
                 let handle = self.registrar.register(Registration { key, value });
                 if !present {
@@ -200,22 +267,36 @@ impl Keeper {
         }
     }
 
+    /// The key that is registered.
+    #[cfg(test)]
+    pub(super) fn key(&self) -> Option<&str> {
+        self.handle.as_ref().map(RegistrationHandle::key)
+    }
+
+    /// Waits for as long as the service is to be seen draining: nobody sees it before etcd has it.
+    async fn drain(&self, drain: Duration) {
+        if let Some(handle) = &self.handle
+            && timeout(DRAIN_CONFIRM_LIMIT, handle.settled()).await.is_err()
+        {
+            warn!(service = %self.id.name, instance = self.id.instance, "etcd does not confirm that the service drains");
+        }
+        tokio::time::sleep(drain).await;
+    }
+
     /// Shows the service as draining, waits, and takes it out of the registry.
     async fn leave(&mut self, service: &Service, drain: Duration) {
         if *self.progress.borrow() == Progress::Gone {
             return;
         }
-        if let Some(target) = self.target.filter(|_| self.handle.is_some() || self.adopts) {
-            self.show(service, target, Health::Draining);
-            tokio::select! {
-                () = tokio::time::sleep(drain) => {}
-                () = self.cut.cancelled() => {}
-            }
+        if let Some(target) = self.target.filter(|_| self.handle.is_some() || self.adopts.is_some()) {
+            self.show_as(service, target, Health::Draining);
+            let cut = self.cut.clone();
+            _ = cut.run_until_cancelled(self.drain(drain)).await;
         }
-        self.adopts = false;
+        self.adopts = None;
         self.check = None;
         if let Some(handle) = self.handle.take() {
-            match tokio::time::timeout(DEREGISTER_LIMIT, handle.deregister()).await {
+            match timeout(DEREGISTER_LIMIT, handle.deregister()).await {
                 Ok(Ok(())) => info!(service = %self.id.name, instance = self.id.instance, "deregistered"),
                 Ok(Err(error)) => {
                     warn!(service = %self.id.name, instance = self.id.instance, %error, "not deregistered")
@@ -230,7 +311,38 @@ impl Keeper {
     }
 }
 
+/// Returns once the registrar has another lease than this one; never if there is none.
+async fn not_adopted(held: &mut watch::Receiver<Option<i64>>, adopts: Option<i64>) {
+    if adopts.is_none() || held.wait_for(|held| *held != adopts).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Whether a service of this health has a key at all.
 fn shows(format: Format, health: Health) -> bool {
     health == Health::Passing || format.carries_health()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_counts_as_adopted_until_the_registrar_has_another_or_none() {
+        let (lease, mut held) = watch::channel(Some(42));
+        let second = Duration::from_secs(1);
+        assert!(timeout(second, not_adopted(&mut held, Some(42))).await.is_err());
+        assert!(timeout(second, not_adopted(&mut held, None)).await.is_err(), "nothing to adopt");
+        for other in [None, Some(43)] {
+            lease.send_replace(other);
+            assert!(timeout(second, not_adopted(&mut held, Some(42))).await.is_ok(), "{other:?}");
+        }
+    }
 }

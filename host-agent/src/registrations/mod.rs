@@ -22,7 +22,11 @@ use self::keeper::{Desired, Keeper, Phase, Progress};
 use crate::{config::Service, state::leases::Leases};
 
 /// What leaving may take beyond the drain: the draining put, the delete, and their retries.
-const LEAVE_MARGIN: Duration = Duration::from_secs(8);
+const LEAVE_MARGIN: Duration = Duration::from_secs(10);
+/// How long the slowest check is waited for, beyond the time that it needs to fail.
+const DECIDE_MARGIN: Duration = Duration::from_secs(30);
+/// Pause before a lease that could not be noted is noted again.
+const NOTE_RETRY: Duration = Duration::from_secs(10);
 
 /// All registrations of this host.
 #[derive(Debug)]
@@ -84,7 +88,7 @@ impl Registrations {
                 Entry::Occupied(entry) => entry.get().serve(service),
                 Entry::Vacant(entry) => {
                     let ttl = service.ttl.as_secs();
-                    let adopts = !self.started && self.leases.get(ttl).is_some();
+                    let adopts = self.leases.get(ttl).filter(|_| !self.started);
                     let registrar = self
                         .registrars
                         .entry(ttl)
@@ -109,9 +113,10 @@ impl Registrations {
 
     fn prune_when_decided(&mut self) {
         for (ttl, leased) in &mut self.registrars {
-            let of_ttl = self.keepers.values().filter(|keeper| keeper.ttl() == *ttl);
-            let keepers = of_ttl.map(|keeper| keeper.progress.clone()).collect();
-            leased.tasks.push(tokio::spawn(prune_once_decided(Arc::clone(&leased.registrar), keepers)));
+            let of_ttl = || self.keepers.values().filter(|keeper| keeper.ttl() == *ttl);
+            let keepers = of_ttl().map(|keeper| keeper.progress.clone()).collect();
+            let limit = DECIDE_MARGIN + of_ttl().map(RunningKeeper::time_to_fail).max().unwrap_or_default();
+            leased.tasks.push(tokio::spawn(prune_once_decided(Arc::clone(&leased.registrar), keepers, limit)));
         }
     }
 
@@ -154,7 +159,7 @@ impl Registrations {
                 None => warn!(ttl, "a registrar is still in use: its lease expires by itself"),
             }
             if deregisters {
-                note(&self.leases, ttl, None).await;
+                _ = note(&self.leases, ttl, None).await;
             }
         }
     }
@@ -174,30 +179,38 @@ async fn note_leases(registrar: Arc<Registrar>, leases: Arc<Leases>, board: Arc<
         let held = *lease.borrow_and_update();
         board.note_leases_lost(ttl, registrar.stats().leases_lost);
         // A lost lease stays noted until there is another: adopting one that is gone does no harm.
-        if held.is_some() {
-            note(&leases, ttl, held).await;
-        }
-        if lease.changed().await.is_err() {
-            return;
+        let noted = held.is_none() || note(&leases, ttl, held).await;
+        tokio::select! {
+            changed = lease.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(NOTE_RETRY), if !noted => {}
         }
     }
 }
 
 /// Once each of the keepers has decided, whatever else an adopted lease holds is of services that are not configured
-/// any more.
-async fn prune_once_decided(registrar: Arc<Registrar>, keepers: Vec<watch::Receiver<Progress>>) {
-    for mut keeper in keepers {
-        // An error means that the keeper has ended, which is as decided as can be.
-        _ = keeper.wait_for(|progress| *progress != Progress::Deciding).await;
+/// any more. Past the limit, those that have not have no address: what is registered of them leads nowhere.
+async fn prune_once_decided(registrar: Arc<Registrar>, keepers: Vec<watch::Receiver<Progress>>, limit: Duration) {
+    let decided = async {
+        for mut keeper in keepers {
+            // An error means that the keeper has ended, which is as decided as can be.
+            _ = keeper.wait_for(|progress| *progress != Progress::Deciding).await;
+        }
+    };
+    if tokio::time::timeout(limit, decided).await.is_err() {
+        warn!(?limit, "not every service is registered in time: what the previous run left of the others is deleted");
     }
     registrar.prune();
 }
 
-async fn note(leases: &Arc<Leases>, ttl: u64, lease: Option<i64>) {
+/// Whether the file says so now.
+async fn note(leases: &Arc<Leases>, ttl: u64, lease: Option<i64>) -> bool {
     let leases = Arc::clone(leases);
-    if let Err(error) = tokio::task::spawn_blocking(move || leases.set(ttl, lease)).await {
-        warn!(%error, "noting a lease failed");
+    match tokio::task::spawn_blocking(move || leases.set(ttl, lease)).await {
+        Ok(Ok(())) => return true,
+        Ok(Err(error)) => warn!(%error, "as it is, a restarted agent would not adopt its lease but register anew"),
+        Err(error) => warn!(%error, "noting a lease failed"),
     }
+    false
 }
 
 impl RunningKeeper {
@@ -213,6 +226,12 @@ impl RunningKeeper {
 
     fn ttl(&self) -> u64 {
         self.desired.borrow().service.ttl.as_secs()
+    }
+
+    /// How long its check may take to find that the service fails.
+    fn time_to_fail(&self) -> Duration {
+        let service = Arc::clone(&self.desired.borrow().service);
+        service.check.as_ref().map_or(Duration::ZERO, |check| (check.interval + check.timeout) * check.fall)
     }
 
     fn is_to_serve(&self) -> bool {
@@ -271,7 +290,7 @@ mod tests {
     }
 
     fn no_leases(dir: &tempfile::TempDir) -> Leases {
-        Leases::load(dir.path().join("leases.json"))
+        Leases::load(dir.path().join("leases.json"), "host-a")
     }
 
     fn services(text: &str) -> Vec<Service> {
@@ -356,7 +375,7 @@ mod tests {
     async fn a_service_of_an_adopted_lease_is_left_as_it_was_until_its_check_has_decided() {
         let dir = tempfile::tempdir().unwrap();
         let leases = no_leases(&dir);
-        leases.set(5, Some(42));
+        leases.set(5, Some(42)).unwrap();
         let mut registrations = registrations(leases);
         let board = registrations.board();
         registrations.apply(&services(FAILING), Duration::ZERO);
@@ -364,6 +383,48 @@ mod tests {
         assert!(first[0].health.is_none() && first[0].registration.is_none(), "{first:?}");
         until(&board, |status| health(status) == Some(Health::Critical)).await;
         registrations.abandon().await;
+    }
+
+    #[tokio::test]
+    async fn a_service_whose_address_moves_is_registered_anew_where_the_key_holds_the_address() {
+        let dir = tempfile::tempdir().unwrap();
+        let registrations = registrations(no_leases(&dir));
+        let (leases, board) = (&registrations.leases, registrations.board());
+        let ttl = Duration::from_secs(5);
+        let LeasedRegistrar { registrar, .. } = start_registrar(&registrations.connector, leases, &board, ttl);
+        for (format, key_of_old, key_of_new) in [
+            ("waypost", "/s/web/host-a-80", "/s/web/host-a-80"),
+            ("endpoint-key", "/s/web/10.0.0.1:80", "/s/web/10.0.0.2:80"),
+        ] {
+            let text = format!("[[service]]\nname = \"web\"\nport = 80\nformat = \"{format}\"\nroot = \"/s/\"\n");
+            let service = services(&text).remove(0);
+            let desired = Desired { service: Arc::new(service.clone()), phase: Phase::Serve };
+            let (_desired, desired) = watch::channel(desired);
+            let (progress, _progress) = watch::channel(Progress::Deciding);
+            let (id, cut) = (ServiceId::of(&service), CancellationToken::new());
+            let registrar = Arc::clone(&registrar);
+            let mut keeper = Keeper::new(id, registrar, None, desired, progress, Arc::clone(&board), cut);
+            keeper.follow(&service, Ok([10, 0, 0, 1].into()));
+            assert_eq!(keeper.key(), Some(key_of_old));
+            keeper.follow(&service, Err(crate::address::AddressError::OnlyLoopback));
+            assert_eq!(keeper.key(), Some(key_of_old), "while there is no address it stays");
+            keeper.follow(&service, Ok([10, 0, 0, 2].into()));
+            assert_eq!(keeper.key(), Some(key_of_new));
+            assert_eq!(board.services()[0].1.address, Some(([10, 0, 0, 2], 80).into()));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pruning_waits_for_undecided_services_but_not_for_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        let registrations = registrations(no_leases(&dir));
+        let (leases, board) = (&registrations.leases, registrations.board());
+        let ttl = Duration::from_secs(5);
+        let LeasedRegistrar { registrar, .. } = start_registrar(&registrations.connector, leases, &board, ttl);
+        let (_undecided, progress) = watch::channel(Progress::Deciding);
+        let started = Instant::now();
+        prune_once_decided(registrar, vec![progress], DECIDE_MARGIN).await;
+        assert_eq!(started.elapsed().as_secs(), DECIDE_MARGIN.as_secs());
     }
 
     #[tokio::test]

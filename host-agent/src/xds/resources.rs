@@ -78,12 +78,21 @@ impl Resource {
     }
 }
 
-/// What all of a service's nodes speak: HTTP/2 only if each of them does.
-pub fn common_protocol<'a>(nodes: impl IntoIterator<Item = &'a Node>) -> Protocol {
-    let mut nodes = nodes.into_iter().peekable();
-    match nodes.peek().is_some() && nodes.all(|node| node.protocol == Protocol::Http2) {
-        true => Protocol::Http2,
-        false => Protocol::Http1,
+/// What a service's nodes speak, by the majority of those that may be picked. A tie, or nobody to ask, leaves it at what
+/// it was before: a cluster whose protocol changes begins anew, with new connections. Before there is any, all nodes
+/// have a say, since those of a new service cannot be picked yet.
+pub fn common_protocol<'a>(nodes: impl IntoIterator<Item = &'a Node>, before: Option<Protocol>) -> Protocol {
+    let (mut all, mut pickable) = (0, 0);
+    for node in nodes {
+        let vote = if node.protocol == Protocol::Http2 { 1 } else { -1 };
+        all += vote;
+        pickable += if node.is_pickable() { vote } else { 0 };
+    }
+    match (pickable, before) {
+        (0, Some(before)) => before,
+        (0, None) if all > 0 => Protocol::Http2,
+        (1.., _) => Protocol::Http2,
+        _ => Protocol::Http1,
     }
 }
 
@@ -311,12 +320,24 @@ mod tests {
     }
 
     #[test]
-    fn http2_is_for_services_that_speak_nothing_else() {
+    fn the_majority_of_the_nodes_that_may_be_picked_says_what_the_service_speaks() {
         let http1 = node(1, 1, Health::Passing);
         let http2 = Node { protocol: Protocol::Http2, ..node(2, 1, Health::Passing) };
-        assert_eq!(common_protocol([&http2, &http2]), Protocol::Http2);
-        assert_eq!(common_protocol([&http2, &http1]), Protocol::Http1);
-        assert_eq!(common_protocol([]), Protocol::Http1);
+        let critical = node(3, 1, Health::Critical);
+        assert_eq!(common_protocol([&http2, &http1, &http2], None), Protocol::Http2);
+        assert_eq!(common_protocol([&http1, &http2, &http1], Some(Protocol::Http2)), Protocol::Http1);
+        assert_eq!(common_protocol([&http2, &critical, &critical], None), Protocol::Http2);
+        for before in [Protocol::Http1, Protocol::Http2] {
+            assert_eq!(common_protocol([&http2, &http1], Some(before)), before, "a tie");
+            assert_eq!(common_protocol([&critical], Some(before)), before, "nobody to ask");
+        }
+        assert_eq!(common_protocol([], None), Protocol::Http1);
+        let starting = Node { health: Health::Critical, ..http2.clone() };
+        assert_eq!(common_protocol([&starting], None), Protocol::Http2);
+    }
+
+    #[test]
+    fn a_cluster_is_another_one_with_another_protocol() {
         let second = Duration::from_secs(1);
         let versions = [Protocol::Http1, Protocol::Http2].map(|protocol| cluster("web", protocol, second).version);
         assert_ne!(versions[0], versions[1]);

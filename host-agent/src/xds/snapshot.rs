@@ -6,7 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use waypost_catalog::{Catalog, Protocol, Service, ServiceName};
+use tracing::warn;
+use waypost_catalog::{Catalog, Protocol, ServiceName};
 
 use super::{
     XdsOptions,
@@ -38,6 +39,8 @@ pub struct SnapshotBuilder {
     leaving: Leaving,
     /// What each cluster was made for.
     protocols: BTreeMap<ServiceName, Protocol>,
+    /// Services with a node that speaks something else.
+    mixed: BTreeSet<ServiceName>,
     snapshot: Snapshot,
 }
 
@@ -50,6 +53,7 @@ impl SnapshotBuilder {
             catalog: Arc::default(),
             leaving: Leaving::default(),
             protocols: BTreeMap::new(),
+            mixed: BTreeSet::new(),
             snapshot: Snapshot::default(),
         }
     }
@@ -101,13 +105,19 @@ impl SnapshotBuilder {
                 self.snapshot.clusters.remove(&name);
                 self.snapshot.endpoints.remove(&name);
                 self.protocols.remove(&name);
+                self.mixed.remove(&name);
                 continue;
             }
-            // Nodes that leave have no say, unless there are no others: a cluster is not changed in order to go.
-            let protocol = match (service, self.protocols.get(&name)) {
-                (None, Some(protocol)) => *protocol,
-                (service, _) => protocol_of(service),
-            };
+            // Nodes that leave have no say: a cluster is not changed in order to go.
+            let protocol = resources::common_protocol(nodes(), self.protocols.get(&name).copied());
+            match nodes().find(|node| node.is_pickable() && node.protocol != protocol) {
+                Some(odd) if self.mixed.insert(name.clone()) => warn!(
+                    service = %name, node = %odd.address, speaks = odd.protocol.as_str(), cluster = protocol.as_str(),
+                    "a node speaks another protocol than most of its service: requests to it will fail",
+                ),
+                Some(_) => {}
+                None => _ = self.mixed.remove(&name),
+            }
             if self.protocols.insert(name.clone(), protocol) != Some(protocol) {
                 let cluster = resources::cluster(&name, protocol, self.connect_timeout);
                 self.snapshot.clusters.insert(name.clone(), Arc::new(cluster));
@@ -116,10 +126,6 @@ impl SnapshotBuilder {
             self.snapshot.endpoints.insert(name, Arc::new(endpoints));
         }
     }
-}
-
-fn protocol_of(service: Option<&Arc<Service>>) -> Protocol {
-    resources::common_protocol(service.into_iter().flat_map(|service| service.nodes()))
 }
 
 #[cfg(test)]
@@ -203,6 +209,24 @@ mod tests {
         assert!(builder.release(1, now + REMOVE_LIMIT / 2).is_none());
         let snapshot = builder.release(1, now + REMOVE_LIMIT).unwrap();
         assert!(snapshot.clusters.is_empty() && snapshot.endpoints.is_empty());
+    }
+
+    #[test]
+    fn one_node_of_another_protocol_changes_no_cluster() {
+        let now = Instant::now();
+        let mut builder = builder(&["*"]);
+        let at = |port, protocol| Node { protocol, ..Node::at(([10, 0, 0, 1], port).into()) };
+        let name = ServiceName::new("a").unwrap();
+        let first = vec![at(1, Protocol::Http2), at(2, Protocol::Http2)];
+        let first = Arc::new(Catalog::default().updated([(name.clone(), first)]).0.unwrap());
+        let before = builder.apply(Arc::clone(&first), NOBODY, now);
+        let mixed = vec![at(1, Protocol::Http2), at(2, Protocol::Http2), at(3, Protocol::Http1)];
+        let mixed = Arc::new(first.updated([(name.clone(), mixed)]).0.unwrap());
+        let after = builder.apply(Arc::clone(&mixed), NOBODY, now);
+        assert!(Arc::ptr_eq(&before.clusters["a"], &after.clusters["a"]) && builder.mixed.contains(&name));
+        let alone = Arc::new(mixed.updated([(name, vec![at(3, Protocol::Http1)])]).0.unwrap());
+        let after = builder.apply(alone, NOBODY, now);
+        assert!(!Arc::ptr_eq(&before.clusters["a"], &after.clusters["a"]) && builder.mixed.is_empty());
     }
 
     #[test]

@@ -1,8 +1,18 @@
 //! How services and nodes are written in etcd's keys and values: one file per format.
 
+mod dubbo;
+mod dubbo_app;
+mod dubbo_interface;
 mod endpoint_key;
 mod endpoint_value;
+mod foreign;
+mod go_micro;
+mod go_zero;
+mod grpc_naming;
 mod ip_pid;
+mod kitex;
+mod kratos;
+mod skydns;
 mod timestamp;
 mod waypost;
 
@@ -30,6 +40,24 @@ pub enum Format {
     EndpointValue,
     /// `<root>/<service>/<ip>/<pid>`, JSON or `ip:port`.
     IpPid,
+    /// go-zero's: `<Etcd.Key>/<number>`, `ip:port`.
+    GoZero,
+    /// Kratos's: `<namespace>/<name>/<id>`, JSON.
+    Kratos,
+    /// go-micro's: `<root>/<service>/<node id>`, JSON.
+    GoMicro,
+    /// That of etcd's Go client for gRPC: `<target>/<anything>`, JSON.
+    GrpcNaming,
+    /// Kitex's: `<root>/<service>/<ip:port>`, JSON.
+    Kitex,
+    /// Hertz's: the same below another root.
+    Hertz,
+    /// dubbo-go's registration of applications: `<root>/<application>/<ip:port>`, JSON.
+    DubboApp,
+    /// Dubbo's registration of interfaces: `<root>/<interface>/providers/<URL>`, no value.
+    DubboInterface,
+    /// That of CoreDNS: `<root>/<labels of the name, last first>/<id>`, JSON.
+    SkyDns,
 }
 
 /// Why a key and value are no node.
@@ -67,6 +95,25 @@ pub enum DecodeError {
     /// Something is missing.
     #[error("the value says no {0}")]
     Missing(&'static str),
+    /// The key's service is not the value's.
+    #[error("the value is that of service {0:?}, the key another's")]
+    OtherService(String),
+    /// None of the endpoints can be reached with the protocol.
+    #[error("no {wanted}:// endpoint, which protocol {protocol} needs, among {found:?}")]
+    NoEndpoint {
+        /// The scheme that would fit best.
+        wanted: &'static str,
+        /// The protocol.
+        protocol: &'static str,
+        /// What there is (cut).
+        found: String,
+    },
+    /// The node takes more room than it may on the wire.
+    #[error("the node takes more than the {MAX_VALUE_BYTES} bytes allowed")]
+    NodeTooLarge,
+    /// One of the keys that the framework has beside its nodes: nothing is wrong with it.
+    #[error("the key is {0}")]
+    NoNode(&'static str),
 }
 
 /// Why a node cannot be written.
@@ -83,11 +130,19 @@ pub enum EncodeError {
     /// The value could not be written as JSON.
     #[error("the value cannot be written: {0}")]
     Json(String),
+    /// The format has no way to say that a node gets no requests.
+    #[error(
+        "format {0} cannot say a weight of 0, its clients would take the node for a full one: write another weight"
+    )]
+    ZeroWeight(Format),
+    /// The service's name cannot be asked for in DNS.
+    #[error("service name {0:?} is no DNS name: 1 to 63 characters are needed before, between and after its dots")]
+    DnsName(String),
 }
 
 /// No format is called so.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no format: waypost, endpoint-key, endpoint-value and ip-pid are")]
+#[error("{0:?} is no format: allowed are {list}", list = Format::list())]
 pub struct UnknownFormat(pub String);
 
 /// When a node was registered and last changed.
@@ -101,7 +156,21 @@ pub struct Timestamps {
 
 impl Format {
     /// Every format.
-    pub const ALL: [Self; 4] = [Self::Waypost, Self::EndpointKey, Self::EndpointValue, Self::IpPid];
+    pub const ALL: [Self; 13] = [
+        Self::Waypost,
+        Self::EndpointKey,
+        Self::EndpointValue,
+        Self::IpPid,
+        Self::GoZero,
+        Self::Kratos,
+        Self::GoMicro,
+        Self::GrpcNaming,
+        Self::Kitex,
+        Self::Hertz,
+        Self::DubboApp,
+        Self::DubboInterface,
+        Self::SkyDns,
+    ];
 
     /// Its name in configuration.
     pub const fn as_str(self) -> &'static str {
@@ -110,12 +179,71 @@ impl Format {
             Self::EndpointKey => "endpoint-key",
             Self::EndpointValue => "endpoint-value",
             Self::IpPid => "ip-pid",
+            Self::GoZero => "go-zero",
+            Self::Kratos => "kratos",
+            Self::GoMicro => "go-micro",
+            Self::GrpcNaming => "grpc-naming",
+            Self::Kitex => "kitex",
+            Self::Hertz => "hertz",
+            Self::DubboApp => "dubbo-app",
+            Self::DubboInterface => "dubbo-interface",
+            Self::SkyDns => "skydns",
+        }
+    }
+
+    /// The root that is used where none is said, if there is one. That of go-zero is empty: its keys begin with the
+    /// service's name.
+    pub const fn default_root(self) -> Option<&'static str> {
+        match self {
+            Self::Waypost => Some("/waypost/services/"),
+            Self::EndpointKey | Self::EndpointValue | Self::IpPid | Self::GrpcNaming => None,
+            Self::GoZero => Some(""),
+            Self::Kratos => Some("/microservices/"),
+            Self::GoMicro => Some("/micro/registry/"),
+            Self::Kitex => Some("kitex/registry-etcd/"),
+            Self::Hertz => Some("hertz/registry-etcd/"),
+            Self::DubboApp => Some("/services/"),
+            Self::DubboInterface => Some("/dubbo/"),
+            Self::SkyDns => Some("/skydns/"),
+        }
+    }
+
+    /// The weight of a node that says none: what the framework's own clients take it for.
+    pub const fn default_weight(self) -> u32 {
+        match self {
+            Self::Kratos => kratos::DEFAULT_WEIGHT,
+            Self::Kitex | Self::Hertz => kitex::DEFAULT_WEIGHT,
+            Self::DubboApp | Self::DubboInterface => dubbo::DEFAULT_WEIGHT,
+            Self::SkyDns => skydns::DEFAULT_WEIGHT,
+            Self::Waypost
+            | Self::EndpointKey
+            | Self::EndpointValue
+            | Self::IpPid
+            | Self::GoZero
+            | Self::GoMicro
+            | Self::GrpcNaming => 1,
         }
     }
 
     /// Whether a value can say that its node is critical or draining. Otherwise such a node's key is deleted.
+    ///
+    /// `dubbo-app` has a field for it, which dubbo-go's consumers do not look at.
     pub const fn carries_health(self) -> bool {
         matches!(self, Self::Waypost)
+    }
+
+    /// Whether a weight of 0 means none, and not the default.
+    const fn carries_zero_weight(self) -> bool {
+        matches!(self, Self::Waypost | Self::IpPid | Self::Kratos | Self::DubboInterface)
+    }
+
+    /// The names of all, for people.
+    fn list() -> String {
+        let names = Self::ALL.map(|format| format!("{:?}", format.as_str()));
+        match names.split_last() {
+            Some((last, others)) => format!("{} and {last}", others.join(", ")),
+            None => String::new(),
+        }
     }
 
     /// The node that a key below `prefix` and its value stand for. `protocol` is that of nodes which do not say.
@@ -134,9 +262,38 @@ impl Format {
         if value.len() > MAX_VALUE_BYTES {
             return Err(DecodeError::TooLarge(value.len()));
         }
-        let (service, rest) = path.split_once('/').ok_or(DecodeError::KeyShape { expected: self.key_shape() })?;
+        let (service, node) = match self {
+            Self::DubboInterface => dubbo_interface::decode(path, protocol)?,
+            Self::SkyDns => skydns::decode(path, value, protocol)?,
+            _ => self.decode_in_service(prefix, path, value, protocol)?,
+        };
+        // Most are far too small for that, which is cheaper to see.
+        if path.len() + value.len() > MAX_VALUE_BYTES / 4 && node.encode().is_err() {
+            return Err(DecodeError::NodeTooLarge);
+        }
+        Ok((service, node))
+    }
+
+    /// The node of a path that begins with its service.
+    fn decode_in_service(
+        self,
+        prefix: &str,
+        path: &str,
+        value: &[u8],
+        protocol: Protocol,
+    ) -> Result<(ServiceName, Node), DecodeError> {
+        let shape = DecodeError::KeyShape { expected: self.key_shape() };
+        let (service, rest) = match path.split_once('/') {
+            Some(parts) => parts,
+            // These frameworks know no common root: the prefix may be that of one service.
+            None if matches!(self, Self::GoZero | Self::GrpcNaming) => {
+                let prefix = prefix.trim_end_matches('/');
+                (prefix.rsplit_once('/').map_or(prefix, |(_, last)| last), path)
+            }
+            None => return Err(shape),
+        };
         if rest.is_empty() {
-            return Err(DecodeError::KeyShape { expected: self.key_shape() });
+            return Err(shape);
         }
         let service = ServiceName::new(service)?;
         let node = match self {
@@ -144,6 +301,13 @@ impl Format {
             Self::EndpointKey => endpoint_key::decode(rest, protocol),
             Self::EndpointValue => endpoint_value::decode(rest, value, protocol),
             Self::IpPid => ip_pid::decode(rest, value, protocol),
+            Self::GoZero => go_zero::decode(rest, value, protocol),
+            Self::Kratos => kratos::decode(&service, rest, value, protocol),
+            Self::GoMicro => go_micro::decode(rest, value, protocol),
+            Self::GrpcNaming => grpc_naming::decode(rest, value, protocol),
+            Self::Kitex | Self::Hertz => kitex::decode(rest, value, protocol),
+            Self::DubboApp => dubbo_app::decode(rest, value, protocol),
+            Self::DubboInterface | Self::SkyDns => Err(shape),
         };
         Ok((service, node?))
     }
@@ -165,16 +329,31 @@ impl Format {
         if !fits(instance) {
             return Err(EncodeError::Instance(instance.chars().take(80).collect()));
         }
-        let (rest, value) = match self {
-            Self::Waypost => (instance.to_owned(), waypost::encode(node, times)?),
-            Self::EndpointKey => (node.address.to_string(), Vec::new()),
-            Self::EndpointValue => (instance.to_owned(), node.address.to_string().into_bytes()),
-            Self::IpPid => (format!("{}/{instance}", node.address.ip()), waypost::encode(node, times)?),
-        };
-        if value.len() > MAX_VALUE_BYTES {
-            return Err(EncodeError::TooLarge(value.len()));
+        if node.weight == 0 && !self.carries_zero_weight() {
+            return Err(EncodeError::ZeroWeight(self));
         }
-        Ok((format!("{}/{service}/{rest}", root.trim_end_matches('/')), value))
+        let by_instance = format!("{service}/{instance}");
+        let by_address = format!("{service}/{}", node.address);
+        let (path, value) = match self {
+            Self::Waypost => (by_instance, waypost::encode(node, times)?),
+            Self::EndpointKey => (by_address, Vec::new()),
+            Self::EndpointValue => (by_instance, node.address.to_string().into_bytes()),
+            Self::IpPid => (format!("{service}/{}/{instance}", node.address.ip()), waypost::encode(node, times)?),
+            Self::GoZero => (format!("{service}/{}", go_zero::id(instance)), node.address.to_string().into_bytes()),
+            Self::Kratos => (by_instance, kratos::encode(service, instance, node)?),
+            Self::GoMicro => (by_instance, go_micro::encode(service, instance, node)?),
+            Self::GrpcNaming => (by_instance, grpc_naming::encode(node)?),
+            Self::Kitex | Self::Hertz => (by_address, kitex::encode(node)?),
+            Self::DubboApp => (by_address, dubbo_app::encode(service, node)?),
+            Self::DubboInterface => (dubbo_interface::encode(service, node), Vec::new()),
+            Self::SkyDns => skydns::encode(service, instance, node)?,
+        };
+        let size = path.len().max(value.len());
+        if size > MAX_VALUE_BYTES {
+            return Err(EncodeError::TooLarge(size));
+        }
+        let slash = if root.is_empty() { "" } else { "/" };
+        Ok((format!("{}{slash}{path}", root.trim_end_matches('/')), value))
     }
 
     const fn key_shape(self) -> &'static str {
@@ -183,6 +362,14 @@ impl Format {
             Self::EndpointKey => "<prefix><service>/<ip:port>",
             Self::EndpointValue => "<prefix><service>/<anything>",
             Self::IpPid => "<prefix><service>/<ip>/<pid>",
+            Self::GoZero => "<prefix><service>/<number>",
+            Self::Kratos => "<prefix><name>/<id>",
+            Self::GoMicro => "<prefix><service>/<node id>",
+            Self::GrpcNaming => "<prefix><target>/<anything>",
+            Self::Kitex | Self::Hertz => "<prefix><service>/<ip:port>",
+            Self::DubboApp => "<prefix><application>/<ip:port>",
+            Self::DubboInterface => dubbo_interface::SHAPE,
+            Self::SkyDns => skydns::SHAPE,
         }
     }
 }
@@ -229,5 +416,7 @@ fn is_host(ip: IpAddr) -> bool {
     !ip.is_unspecified() && !ip.is_multicast()
 }
 
+#[cfg(test)]
+mod testing;
 #[cfg(test)]
 mod tests;

@@ -1,14 +1,10 @@
 //! Golden values of each format, and hostile ones.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, UNIX_EPOCH},
-};
+use std::{collections::BTreeMap, time::UNIX_EPOCH};
 
 use proptest::prelude::*;
-use waypost_catalog::Health;
 
-use super::*;
+use super::{testing::full_node, *};
 
 const PREFIX: &str = "/waypost/services/";
 
@@ -23,27 +19,7 @@ fn good(format: Format, path: &str, value: &str) -> Node {
 }
 
 fn encode(format: Format, root: &str, node: &Node) -> (String, String) {
-    let times = Timestamps {
-        registered_at: UNIX_EPOCH + Duration::from_secs(1_772_366_400),
-        updated_at: UNIX_EPOCH + Duration::from_secs(1_772_366_461),
-    };
-    let service = ServiceName::new("orders").unwrap();
-    let (key, value) = format.encode(root, &service, "host-a-8080", node, times).unwrap();
-    (key, String::from_utf8(value).unwrap())
-}
-
-fn full_node() -> Node {
-    Node {
-        address: "10.0.0.5:8080".parse().unwrap(),
-        weight: 2,
-        health: Health::Draining,
-        protocol: Protocol::Http2,
-        id: "host-a-8080".into(),
-        zone: "a".into(),
-        version: "1.4".into(),
-        tags: vec!["x".into(), "y".into()],
-        metadata: BTreeMap::from([("k".into(), "v".into())]),
-    }
+    testing::encoded(format, root, "orders", "host-a-8080", node)
 }
 
 #[test]
@@ -165,11 +141,37 @@ fn an_instance_that_cannot_be_a_part_of_a_key_is_refused() {
 }
 
 #[test]
+fn a_weight_of_0_is_not_written_where_it_would_mean_another() {
+    for format in Format::ALL {
+        let none = Node { weight: 0, ..full_node() };
+        match testing::try_encode(format, PREFIX, "orders", "i", &none) {
+            Ok((key, value)) => {
+                let (_, read) = format.decode(PREFIX, &key, &value, Protocol::Http2).unwrap();
+                assert_eq!(read.weight, 0, "{format}");
+            }
+            Err(error) => assert_eq!(error, EncodeError::ZeroWeight(format)),
+        }
+    }
+}
+
+#[test]
+fn a_node_that_would_not_fit_the_wire_is_refused() {
+    // A number takes more room as a text on the wire than it does in JSON.
+    let fields: Vec<String> = (0..6_500).map(|number| format!(r#""{number:x}":1"#)).collect();
+    let value = format!(r#"{{"Addr":"10.0.0.5:80","Metadata":{{{}}}}}"#, fields.join(","));
+    assert!(value.len() < MAX_VALUE_BYTES);
+    assert_eq!(decode(Format::GrpcNaming, "orders/i", &value), Err(DecodeError::NodeTooLarge));
+}
+
+#[test]
 fn names_of_formats_are_read_and_written_and_others_refused() {
     for format in Format::ALL {
         assert_eq!(format.to_string().parse(), Ok(format));
     }
-    assert!("kratos".parse::<Format>().unwrap_err().to_string().contains("endpoint-key"));
+    assert_eq!(
+        "consul".parse::<Format>().unwrap_err().to_string(),
+        r#""consul" is no format: allowed are "waypost", "endpoint-key", "endpoint-value", "ip-pid", "go-zero", "kratos", "go-micro", "grpc-naming", "kitex", "hertz", "dubbo-app", "dubbo-interface" and "skydns""#
+    );
 }
 
 fn any_format() -> impl Strategy<Value = Format> {
@@ -190,9 +192,10 @@ proptest! {
     #[test]
     fn no_json_makes_a_decoder_panic_and_what_decodes_fits_the_wire(
         format in any_format(),
-        value in r#"\{("(address|port|weight|zone|tags|metadata|health|protocol)":("10\.0\.0\.1"|[0-9-]{1,6}|null|\[("a",?){0,2}\]|\{\}|"passing"|"http2"),?){0,5}\}"#,
+        path in prop::sample::select(&["orders/1", "orders/10.0.0.1/1", "orders/providers/tri%3A%2F%2F10.0.0.1%3A1"][..]),
+        value in r#"\{("(address|port|weight|zone|tags|metadata|health|protocol|name|version|endpoints|nodes|Addr|Metadata|Host|Port|Weight|Enable|host)":("10\.0\.0\.1(:80)?"|"orders"|\["(http|grpc)://10\.0\.0\.1:80"\]|\[\{"address":"10\.0\.0\.1:80"\}\]|[0-9-]{1,6}|null|\[("a",?){0,2}\]|\{\}|"passing"|"http2"|true|false),?){0,5}\}"#,
     ) {
-        if let Ok((_, node)) = format.decode(PREFIX, &format!("{PREFIX}orders/10.0.0.1/1"), value.as_bytes(), Protocol::Http1) {
+        if let Ok((_, node)) = format.decode(PREFIX, &format!("{PREFIX}{path}"), value.as_bytes(), Protocol::Http1) {
             prop_assert!(node.address.port() != 0);
             prop_assert!(node.encode().is_ok());
         }
@@ -202,7 +205,7 @@ proptest! {
     fn what_is_written_is_read_back(
         format in any_format(),
         address in any::<([u8; 4], u16)>(),
-        weight in any::<u32>(),
+        weight in 1..=u32::MAX,
         text in r"[^\p{C}]{0,30}",
     ) {
         let (mut ip, port) = address;
@@ -217,6 +220,10 @@ proptest! {
         };
         let (key, value) = encode(format, PREFIX, &node);
         let (service, read) = format.decode(PREFIX, &key, value.as_bytes(), Protocol::Http1).unwrap();
+        let without = [Format::EndpointKey, Format::EndpointValue, Format::GoZero, Format::GoMicro, Format::GrpcNaming];
+        if !without.contains(&format) {
+            prop_assert_eq!(read.weight, weight);
+        }
         prop_assert_eq!(service.as_str(), "orders");
         prop_assert_eq!(read.address, address);
         if matches!(format, Format::Waypost | Format::IpPid) {

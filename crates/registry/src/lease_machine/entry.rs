@@ -57,6 +57,8 @@ pub(super) struct Entry {
     pub(super) alone: bool,
     pub(super) retry_at: Option<Instant>,
     pub(super) cause: Option<String>,
+    /// How often somebody else's lease was found to hold the key instead.
+    takeovers: u32,
     backoff: Backoff,
 }
 
@@ -72,6 +74,7 @@ impl Entry {
             alone: false,
             retry_at: None,
             cause: None,
+            takeovers: 0,
             backoff: Backoff::new(REFUSED_BASE, REFUSED_MAX),
         }
     }
@@ -110,6 +113,24 @@ impl Entry {
     pub(super) fn refused(&mut self, cause: String, now: Instant, random: f64) {
         self.retry_at = Some(now + self.backoff.next(random));
         self.cause = Some(cause);
+    }
+
+    /// Somebody else deleted the key, or put it under this lease; leases in `ours` are or were this registrar's.
+    pub(super) fn taken(&mut self, lease: Option<i64>, ours: &[i64]) {
+        let key = &self.key;
+        self.actual = Actual::Unknown;
+        self.cause = Some(match lease {
+            None => format!("somebody else deleted key {key}"),
+            Some(lease) if lease == 0 || ours.contains(&lease) => format!("somebody else changed key {key}"),
+            Some(lease) => {
+                self.takeovers += 1;
+                let advice = match self.takeovers {
+                    1 => "",
+                    _ => ", again: another agent registers this key: set node or instance",
+                };
+                format!("somebody else put key {key} under lease {lease:x}{advice}")
+            }
+        });
     }
 
     /// etcd holds what was asked for.

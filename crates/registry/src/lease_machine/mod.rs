@@ -5,8 +5,8 @@
 //!            +--------- any failure that is not etcd's own answer: wait (backoff), next endpoint ---------+
 //!            v                                                                                             |
 //!   Down --Connect--> Up, no lease --Grant-------------------------------> Held --KeepAlive every TTL/3--> Held
-//!                     Up, lease to adopt --Adopt: lives, same TTL--------> Held                            |
-//!                                         \-Adopt: gone, or another TTL--> no lease                        |
+//!                     Up, lease to adopt --Adopt: lives, TTL long enough-> Held                            |
+//!                                         \-Adopt: gone, or TTL too short-> no lease                       |
 //!                     Up, no lease <------- etcd says that the lease is gone (nothing else ends it) -------+
 //!
 //!   while Held, each key:
@@ -72,7 +72,7 @@ enum Lease {
 pub(crate) struct LeaseMachine {
     seconds: i64,
     request_timeout: Duration,
-    connect_limit: Duration,
+    connect_timeout: Duration,
     link: Link,
     lease: Lease,
     ours: Vec<i64>,
@@ -102,7 +102,7 @@ impl LeaseMachine {
         Self {
             seconds,
             request_timeout,
-            connect_limit: (connect_timeout + request_timeout).min(limit_within(ttl)),
+            connect_timeout,
             link: Link::Down { retry_at: now },
             lease: adopt.map_or(Lease::None, Lease::Adopting),
             ours: adopt.into_iter().collect(),
@@ -174,7 +174,7 @@ impl LeaseMachine {
         }
         match self.link {
             Link::Down { retry_at } if now < retry_at => return Step::Wait(retry_at),
-            Link::Down { .. } => return Step::Do(Op::Connect, self.connect_limit),
+            Link::Down { .. } => return Step::Do(Op::Connect, self.connect_limit(now)),
             Link::Up => {}
         }
         let limit = self.request_limit();
@@ -197,6 +197,17 @@ impl LeaseMachine {
                     Step::Wait(retries.fold(keepalive_at, Instant::min))
                 }
             },
+        }
+    }
+
+    /// Limit for connecting, signing in included. While the lease lives there must be time left for another endpoint;
+    /// once it has run out, members busy with everybody's signing in get the time that they need.
+    fn connect_limit(&self, now: Instant) -> Duration {
+        let whole = self.connect_timeout + self.request_timeout;
+        match self.lease {
+            Lease::Held { ttl, confirmed_at, .. } if now < confirmed_at + ttl => whole.min(limit_within(ttl)),
+            Lease::Adopting(_) => whole.min(limit_within(Duration::from_secs(self.seconds.unsigned_abs()))),
+            Lease::Held { .. } | Lease::None => whole,
         }
     }
 
@@ -297,14 +308,15 @@ impl LeaseMachine {
                 self.stats.leases_granted += 1;
                 self.hold(lease, ttl, random);
             }
-            (Op::Adopt { lease }, Answer::Adoptable { ttl }) if ttl.as_secs() == self.seconds.unsigned_abs() => {
+            (Op::Adopt { lease }, Answer::Adoptable { ttl }) if ttl.as_secs() >= self.seconds.unsigned_abs() => {
+                // It may be longer than asked for: etcd raises what is below its election timeout.
                 self.hold(lease, ttl, random);
                 // How much of its time is left was not asked: it is kept alive at once.
                 if let Lease::Held { keepalive_at, .. } = &mut self.lease {
                     *keepalive_at = self.started;
                 }
             }
-            // Another TTL is wanted now. The keys move to a new lease one by one, and are never absent.
+            // A longer TTL is wanted now. The keys move to a new lease one by one, and are never absent.
             (Op::Adopt { .. }, _) => self.lease = Lease::None,
             (Op::KeepAlive { lease }, _) => {
                 if let Lease::Held { ttl, .. } = self.lease {
@@ -361,8 +373,7 @@ impl LeaseMachine {
                 Actual::Unknown => return,
             };
             if seen != known {
-                entry.actual = Actual::Unknown;
-                entry.cause = Some("somebody else changed or deleted the key".into());
+                entry.taken(seen.map(|(lease, _)| lease), &self.ours);
             }
             return;
         }

@@ -25,7 +25,7 @@
 mod tests;
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -41,6 +41,8 @@ const RECONNECT_MAX: Duration = Duration::from_secs(2);
 const FRESH_STARTS: u32 = 3;
 /// Beyond it nobody waits.
 const LONGEST_SILENCE: Duration = Duration::from_secs(24 * 60 * 60);
+/// Causes that are warned about until the mirror is in step again; each endpoint may have its own.
+const WARNINGS: usize = 16;
 /// A page that is late is not made smaller than that: then it is not its size.
 const SMALLEST_LATE_PAGE: i64 = 50;
 
@@ -61,7 +63,8 @@ pub(crate) struct Page {
     pub(crate) more: bool,
     pub(crate) last_key: Vec<u8>,
     pub(crate) entries: Vec<Arc<KeyValue>>,
-    pub(crate) skipped: u64,
+    /// Keys that are no UTF-8, with the revision of their last change.
+    pub(crate) skipped: Vec<(Vec<u8>, i64)>,
 }
 
 /// Why no page came.
@@ -82,8 +85,8 @@ pub(crate) enum RangeFailure {
 /// A change that the watch told of.
 #[derive(Clone, Debug)]
 pub(crate) struct Change {
-    /// `None`: no UTF-8.
-    pub(crate) key: Option<String>,
+    /// Its bytes, where they are no UTF-8.
+    pub(crate) key: Result<String, Vec<u8>>,
     /// `None`: deleted.
     pub(crate) put: Option<Arc<KeyValue>>,
     pub(crate) mod_revision: i64,
@@ -143,7 +146,7 @@ struct Ranging {
     first: Option<(u64, i64, Instant)>,
     entries: Vec<Arc<KeyValue>>,
     last_key: Vec<u8>,
-    skipped: u64,
+    skipped: Vec<(Vec<u8>, i64)>,
 }
 
 #[derive(Debug)]
@@ -156,6 +159,10 @@ pub(crate) struct MirrorMachine {
     hint: Option<ResyncReason>,
     fresh_starts: u32,
     backoff: Backoff,
+    /// Causes warned about since the mirror was last in step.
+    warned: BTreeSet<String>,
+    /// Keys that are no UTF-8 as they are now, with the revision of their last change.
+    skipped: HashMap<Vec<u8>, i64>,
     events: VecDeque<MirrorEvent>,
     status: MirrorStatus,
 }
@@ -171,6 +178,8 @@ impl MirrorMachine {
             hint: None,
             fresh_starts: 0,
             backoff: Backoff::new(RECONNECT_BASE, RECONNECT_MAX),
+            warned: BTreeSet::new(),
+            skipped: HashMap::new(),
             events: VecDeque::new(),
             status: MirrorStatus {
                 synced: false,
@@ -232,15 +241,20 @@ impl MirrorMachine {
     /// What was asked for did not come, or the stream ended. The next endpoint is tried.
     pub(crate) fn failed(&mut self, cause: String, now: Instant, random: f64) {
         let cause = if self.endpoint.is_empty() { cause } else { format!("etcd endpoint {}: {cause}", self.endpoint) };
-        if self.status.synced {
+        if self.is_news(&cause) {
             tracing::warn!(prefix = self.options.prefix, "mirror out of step: {cause}");
         } else {
-            tracing::debug!(prefix = self.options.prefix, "mirror not in step yet: {cause}");
+            tracing::debug!(prefix = self.options.prefix, "mirror still out of step: {cause}");
         }
         self.endpoint.clear();
         self.status.synced = false;
         self.status.cause = Some(cause);
         self.phase = Phase::Down { retry_at: now + self.backoff.next(random) };
+    }
+
+    /// Whether nobody was told of this cause since the mirror was last in step.
+    fn is_news(&mut self, cause: &str) -> bool {
+        self.warned.len() < WARNINGS && self.warned.insert(cause.to_owned())
     }
 
     /// The full state at once, on the same connection.
@@ -283,14 +297,17 @@ impl MirrorMachine {
         if page.cluster_id != cluster_id || page.revision < revision {
             return self.start_afresh(None, "etcd was replaced while its pages were fetched", now, random);
         }
-        ranging.skipped += page.skipped;
+        ranging.skipped.extend(page.skipped);
         ranging.entries.extend(page.entries);
         if page.more && !page.last_key.is_empty() {
             ranging.last_key = page.last_key;
             return;
         }
         let entries = std::mem::take(&mut ranging.entries);
-        self.status.skipped_keys += ranging.skipped;
+        let skipped: HashMap<_, _> = std::mem::take(&mut ranging.skipped).into_iter().collect();
+        let news = skipped.iter().filter(|(key, revision)| self.skipped.get(*key) != Some(*revision));
+        self.status.skipped_keys += news.count() as u64;
+        self.skipped = skipped;
         let hint = self.hint.take().unwrap_or(ResyncReason::Reconnected);
         let reason = match &self.status {
             MirrorStatus { revision: 0, .. } => ResyncReason::First,
@@ -355,6 +372,7 @@ impl MirrorMachine {
                 *last_message = now;
                 // It not only began, it goes on: from here the next failure is a new one.
                 self.backoff.reset();
+                self.warned.clear();
                 self.fresh_starts = 0;
                 self.status.last_contact = now;
                 self.take_in(message);
@@ -372,9 +390,13 @@ impl MirrorMachine {
         // Of several changes of one key the last one counts.
         let mut last: HashMap<&str, &Change> = HashMap::new();
         for change in &message.changes {
-            match &change.key {
-                Some(key) => _ = last.insert(key, change),
-                None => self.status.skipped_keys += 1,
+            match (&change.key, &change.put) {
+                (Ok(key), _) => _ = last.insert(key, change),
+                (Err(key), Some(put)) => {
+                    self.skipped.insert(key.clone(), put.mod_revision);
+                    self.status.skipped_keys += 1;
+                }
+                (Err(key), None) => _ = self.skipped.remove(key),
             }
         }
         let (mut puts, mut deletes) = (Vec::new(), Vec::new());

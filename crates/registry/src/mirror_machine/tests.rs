@@ -18,11 +18,13 @@ struct Etcd {
     states: Vec<State>,
     changes: Vec<Vec<Change>>,
     compacted: i64,
+    /// Keys that are no UTF-8.
+    foreign: Vec<(Vec<u8>, i64)>,
 }
 
 impl Etcd {
     fn new(cluster_id: u64) -> Self {
-        Self { cluster_id, states: vec![State::new()], changes: vec![vec![]], compacted: 0 }
+        Self { cluster_id, states: vec![State::new()], changes: vec![vec![]], compacted: 0, foreign: vec![] }
     }
 
     fn revision(&self) -> i64 {
@@ -33,7 +35,7 @@ impl Etcd {
         let mut state = self.states.last().unwrap().clone();
         let revision = self.revision() + 1;
         state.insert(key.into(), (revision, value));
-        let change = Change { key: Some(key.into()), put: Some(entry(key, value, revision)), mod_revision: revision };
+        let change = Change { key: Ok(key.into()), put: Some(entry(key, value, revision)), mod_revision: revision };
         self.states.push(state);
         self.changes.push(vec![change]);
     }
@@ -41,7 +43,7 @@ impl Etcd {
     fn delete(&mut self, key: &str) {
         let mut state = self.states.last().unwrap().clone();
         if state.remove(key).is_some() {
-            let change = Change { key: Some(key.into()), put: None, mod_revision: self.revision() + 1 };
+            let change = Change { key: Ok(key.into()), put: None, mod_revision: self.revision() + 1 };
             self.states.push(state);
             self.changes.push(vec![change]);
         }
@@ -62,7 +64,7 @@ impl Etcd {
             more: rest.next().is_some(),
             last_key: page.last().map(|(key, _)| key.as_bytes().to_vec()).unwrap_or_default(),
             entries: page.into_iter().map(|(key, (revision, value))| entry(key, *value, *revision)).collect(),
-            skipped: 0,
+            skipped: self.foreign.clone(),
         })
     }
 
@@ -351,6 +353,39 @@ fn pages_shrink_when_they_are_too_large_or_late_and_grow_again() {
     bench.machine.connected("a:1");
     let Step::Range(range) = bench.machine.next(bench.now) else { panic!("no page") };
     assert_eq!(range.limit, 100);
+}
+
+#[test]
+fn keys_that_are_no_utf8_are_counted_once_however_often_the_full_state_is_fetched() {
+    let mut bench = Bench::new(10);
+    bench.etcd.foreign = vec![(vec![0xff], 1), (vec![0xfe], 1)];
+    bench.in_step();
+    assert_eq!(bench.machine.status().skipped_keys, 2);
+    bench.cut();
+    bench.in_step();
+    assert_eq!(bench.machine.status().skipped_keys, 2);
+    let put = |revision| Change { key: Err(vec![0xff]), put: Some(entry("?", 1, revision)), mod_revision: revision };
+    let message = Message { changes: vec![put(2)], revision: 2, ..bench.etcd.message() };
+    bench.machine.received(message, bench.now, 0.5);
+    assert_eq!(bench.machine.status().skipped_keys, 3);
+    bench.etcd.put("/p/a", 1);
+    bench.etcd.foreign = vec![(vec![0xff], 2)];
+    bench.cut();
+    bench.in_step();
+    assert_eq!(bench.machine.status().skipped_keys, 3);
+}
+
+#[test]
+fn each_cause_is_news_once_until_the_mirror_was_in_step_again() {
+    let mut bench = Bench::new(10);
+    assert!(bench.machine.is_news("a is down") && bench.machine.is_news("b is down"));
+    assert!(!bench.machine.is_news("a is down") && !bench.machine.is_news("b is down"));
+    bench.in_step();
+    assert!(bench.machine.is_news("a is down"));
+    for cause in 0..WARNINGS * 2 {
+        bench.machine.is_news(&cause.to_string());
+    }
+    assert_eq!(bench.machine.warned.len(), WARNINGS, "causes that never repeat do not fill the log");
 }
 
 #[test]

@@ -1,4 +1,6 @@
 //! A real etcd on ephemeral ports, a proxy that breaks connections in several ways, and waiting on conditions.
+// Each test binary uses a part of it.
+#![allow(dead_code)]
 
 use std::{
     collections::BTreeMap,
@@ -35,7 +37,7 @@ pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut attemp
     }
 }
 
-fn tool(name: &str) -> PathBuf {
+pub fn tool(name: &str) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.tools/bin");
     let path = std::env::var_os("WAYPOST_TOOLS").map_or(root, PathBuf::from).join(name);
     assert!(path.is_file(), "{} is not there: run cargo xtask setup", path.display());
@@ -68,6 +70,24 @@ impl Etcd {
         let directory = tempfile::tempdir().unwrap();
         let (client_port, peer_port) = (free_port(), free_port());
         Self { directory, client_port, peer_port, scheme, arguments, process: None }
+    }
+
+    /// Three members of one cluster, started.
+    pub async fn start_cluster() -> [Self; 3] {
+        let mut members = ["m0", "m1", "m2"].map(|name| Self::prepare("http", vec!["--name".into(), name.into()]));
+        let peers: Vec<_> = (0..3).map(|n| format!("m{n}=http://127.0.0.1:{}", members[n].peer_port)).collect();
+        for member in &mut members {
+            member.arguments.extend(["--initial-cluster".into(), peers.join(",")]);
+            member.spawn();
+        }
+        for member in &mut members {
+            eventually("the member has a leader", || async {
+                let client = Client::connect([member.url()], None).await.ok()?;
+                client.kv_client().get("x", None).await.ok()
+            })
+            .await;
+        }
+        members
     }
 
     /// Starts it, on the same ports and data as before, and waits until it answers.

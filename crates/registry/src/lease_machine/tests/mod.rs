@@ -180,23 +180,55 @@ fn a_living_lease_is_adopted_and_nothing_is_put_that_is_there_already() {
     assert_eq!((bench.etcd.value("/a"), bench.etcd.value("/b")), (Some("1"), None));
 }
 
+fn with_lease_of(ttl: Duration) -> Bench {
+    let mut bench = Bench::new(Some(50));
+    bench.etcd.granted = 50;
+    bench.etcd.leases.insert(50, (ttl, bench.now + ttl));
+    bench.etcd.put("/a", b"1", 50);
+    bench.register(1, "/a", "1");
+    bench
+}
+
 #[test]
-fn a_lease_that_is_gone_or_of_another_ttl_is_not_adopted_and_the_key_is_never_absent() {
+fn a_lease_that_is_gone_or_too_short_is_not_adopted_and_the_key_is_never_absent() {
     let mut bench = Bench::new(Some(4711));
     bench.register(1, "/a", "1");
     bench.settle();
     assert_eq!(bench.lease(), 1);
 
-    let mut bench = Bench::new(Some(50));
-    bench.etcd.granted = 50;
-    let long = Duration::from_secs(60);
-    bench.etcd.leases.insert(50, (long, bench.now + long));
-    bench.etcd.put("/a", b"1", 50);
-    bench.register(1, "/a", "1");
+    let mut bench = with_lease_of(TTL - Duration::from_secs(1));
     while bench.step(Fate::Through) {
         assert_eq!(bench.etcd.value("/a"), Some("1"));
     }
     assert_eq!(bench.etcd.keys["/a"].lease, 51);
+}
+
+#[test]
+fn a_lease_that_etcd_made_longer_than_asked_is_adopted_and_kept_alive() {
+    let mut bench = with_lease_of(TTL * 2);
+    bench.run_for(TTL * 10);
+    assert_eq!((bench.lease(), bench.etcd.puts), (50, 0));
+    assert_eq!(bench.state(1), RegistrationState::Registered);
+}
+
+#[test]
+fn who_takes_a_key_is_named_and_what_to_do_if_it_goes_on() {
+    let mut bench = registered();
+    let mut taken = || {
+        bench.etcd.put("/a", b"theirs", 0xbeef);
+        bench.etcd.leases.insert(0xbeef, (TTL, bench.now + TTL));
+        while !matches!(bench.state(1), RegistrationState::Retrying { .. }) {
+            bench.step(Fate::Through);
+        }
+        let state = bench.state(1);
+        bench.settle();
+        state
+    };
+    let first = "somebody else put key /a under lease beef".to_owned();
+    let again = format!("{first}, again: another agent registers this key: set node or instance");
+    assert_eq!(taken(), RegistrationState::Retrying { cause: first });
+    assert_eq!(taken(), RegistrationState::Retrying { cause: again });
+    assert_eq!(bench.etcd.value("/a"), Some("1"));
 }
 
 #[test]

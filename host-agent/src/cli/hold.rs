@@ -1,0 +1,208 @@
+//! `waypost lock` and `waypost elect`: a command that runs while a lock or a leadership is held, and no longer.
+
+use std::{ffi::OsString, path::PathBuf, process::ExitCode, time::Duration};
+
+use anyhow::Context as _;
+use clap::Args;
+use waypost_registry::{ConnectOptions, Connector, Election, Held, LockError};
+
+use super::{child, child::Signals, load};
+use crate::{config, etcd};
+
+/// `EX_TEMPFAIL`: the lock was lost, and the command stopped.
+const LOST: u8 = 75;
+/// `EX_UNAVAILABLE`: the lock was not had, and the command not started.
+const NOT_HAD: u8 = 69;
+/// For etcd to answer when nobody is to be waited for.
+const ATTEMPT: Duration = Duration::from_secs(10);
+/// For etcd to hear that we have left the line.
+const PARTING: Duration = Duration::from_secs(1);
+
+pub(super) const STATUS_HELP: &str = "\
+Exit status: the command's own, or 128 and the signal's number if a signal ended it;
+   69  not had in time, or etcd not reached; the command was not started
+   75  lost while the command ran; it was stopped (SIGTERM, and SIGKILL after 5 s)
+  126  the command cannot be run
+  127  the command is not found
+
+SIGINT, SIGTERM and SIGHUP are forwarded to the command. In its environment are WAYPOST_LOCK_KEY and
+WAYPOST_FENCING_TOKEN: the key's create revision, which is larger for each later holder.";
+
+#[derive(Debug, Args)]
+pub(super) struct Lock {
+    #[command(flatten)]
+    common: Common,
+    /// How long to wait for the lock; 0s tries once
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
+    wait: Duration,
+    #[command(flatten)]
+    run: Run,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Elect {
+    #[command(flatten)]
+    common: Common,
+    /// What others see of the leader [default: this host's name]
+    #[arg(long)]
+    value: Option<String>,
+    /// How long to wait for the leadership [default: for ever]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    wait: Option<Duration>,
+    #[command(flatten)]
+    run: Run,
+}
+
+#[derive(Debug, Args)]
+struct Common {
+    /// What is held: keys are put under NAME/, as etcdctl does
+    #[arg(value_name = "NAME", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    name: String,
+    /// An endpoint of etcd; may be repeated [default: http://127.0.0.1:2379]
+    #[arg(long = "etcd", value_name = "URL", conflicts_with = "config")]
+    endpoints: Vec<String>,
+    /// A configuration of the agent, for its [etcd] section: endpoints, TLS, user
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// How long it stays held after this process dies, in whole seconds
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = ttl)]
+    ttl: Duration,
+}
+
+#[derive(Debug, Args)]
+struct Run {
+    /// The command and its arguments
+    #[arg(value_name = "COMMAND", last = true, required = true)]
+    command: Vec<OsString>,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    config::parse_duration(text).ok_or_else(|| "write a number and ms, s or m, such as 30s".to_owned())
+}
+
+fn ttl(text: &str) -> Result<Duration, String> {
+    let ttl = duration(text)?;
+    let fits = ttl.subsec_nanos() == 0 && (Duration::from_secs(1)..=Duration::from_secs(3600)).contains(&ttl);
+    if fits { Ok(ttl) } else { Err("allowed are whole seconds from 1s to 60m".to_owned()) }
+}
+
+impl Common {
+    fn connector(&self) -> anyhow::Result<Connector> {
+        let mut options = ConnectOptions::default();
+        match &self.config {
+            Some(path) => return etcd::connector(&load(path)?.etcd),
+            None if self.endpoints.is_empty() => {}
+            None => options.endpoints.clone_from(&self.endpoints),
+        }
+        Connector::new(options).context("etcd cannot be reached this way; --config FILE can name certificates")
+    }
+}
+
+impl Lock {
+    pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+        let Self { common, wait, run } = self;
+        let lock = waypost_registry::Lock::new(common.connector()?, &common.name, common.ttl)?;
+        block_on(async {
+            let mut signals = Signals::listen()?;
+            let acquiring = async {
+                match wait {
+                    Duration::ZERO => lock.try_acquire(ATTEMPT).await,
+                    wait => lock.acquire(wait).await.map(Some),
+                }
+            };
+            let status = match had(acquiring, &common.name, &mut signals).await {
+                Ok(held) => match run.under(&held, &mut signals).await? {
+                    Ran::Ended(status) => released(held.release().await, status),
+                    Ran::Lost => LOST,
+                },
+                Err(status) => status,
+            };
+            lock.wind_up(PARTING).await;
+            Ok(status)
+        })
+    }
+}
+
+impl Elect {
+    pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+        let Self { common, value, wait, run } = self;
+        let election = Election::new(common.connector()?, &common.name, common.ttl)?;
+        block_on(async {
+            let mut signals = Signals::listen()?;
+            let value = value.unwrap_or_else(config::host_name);
+            let campaigning = async { election.campaign(value, wait.unwrap_or(Duration::MAX)).await.map(Some) };
+            let status = match had(campaigning, &common.name, &mut signals).await {
+                Ok(leadership) => match run.under(&leadership, &mut signals).await? {
+                    Ran::Ended(status) => released(leadership.resign().await, status),
+                    Ran::Lost => LOST,
+                },
+                Err(status) => status,
+            };
+            election.wind_up(PARTING).await;
+            Ok(status)
+        })
+    }
+}
+
+fn block_on(work: impl Future<Output = anyhow::Result<u8>>) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.context("cannot start the runtime")?.block_on(work).map(ExitCode::from)
+}
+
+/// What is waited for, or the exit status if it is not had.
+async fn had<T>(
+    waiting: impl Future<Output = Result<Option<T>, LockError>>,
+    name: &str,
+    signals: &mut Signals,
+) -> Result<T, u8> {
+    let outcome = tokio::select! {
+        outcome = waiting => outcome,
+        signal = signals.next() => return Err(child::status_of_signal(signal)),
+    };
+    match outcome {
+        Ok(Some(held)) => return Ok(held),
+        Ok(None) => eprintln!("waypost: {name} is held by somebody else"),
+        Err(error) => eprintln!("waypost: {error}"),
+    }
+    Err(NOT_HAD)
+}
+
+/// How a run ended.
+enum Ran {
+    /// By itself, with this exit status.
+    Ended(u8),
+    /// Stopped, since the lock was lost.
+    Lost,
+}
+
+impl Run {
+    /// Runs the command as long as the lock is held.
+    async fn under(&self, held: &Held, signals: &mut Signals) -> anyhow::Result<Ran> {
+        let environment =
+            [("WAYPOST_FENCING_TOKEN", held.fencing_token().to_string()), ("WAYPOST_LOCK_KEY", held.key().to_owned())];
+        let mut child = match child::spawn(&self.command, &environment) {
+            Ok(child) => child,
+            Err((status, error)) => {
+                eprintln!("waypost: {error}");
+                return Ok(Ran::Ended(status));
+            }
+        };
+        let cause = tokio::select! {
+            ended = child::wait(&mut child, signals) => {
+                return ended.map(Ran::Ended).context("cannot wait for the command");
+            }
+            cause = held.lost() => cause,
+        };
+        eprintln!("waypost: {} is not held any more: {cause}; stopping the command", held.name());
+        child::stop(&mut child).await.context("cannot stop the command")?;
+        Ok(Ran::Lost)
+    }
+}
+
+/// The exit status of a command that has ended, after the release.
+fn released(outcome: Result<(), LockError>, status: u8) -> u8 {
+    let Err(error) = outcome else { return status };
+    eprintln!("waypost: {error}");
+    // Lost while the command was ending: what it did last was not protected.
+    if matches!(error, LockError::Lost { .. }) { LOST } else { status }
+}
