@@ -133,7 +133,7 @@ async fn trying_does_not_wait_and_waiting_ends_at_its_deadline() {
     assert!(lock.try_acquire(PATIENCE).await.unwrap().is_none());
     let since = Instant::now();
     let error = lock.acquire(WHILE).await.unwrap_err();
-    assert!(since.elapsed() < WHILE * 2, "{:?}", since.elapsed());
+    assert!(since.elapsed() < TTL, "{:?}", since.elapsed());
     assert!(error.to_string().contains(&format!("key {} is before ours", held.key())), "{error}");
     until_contenders(&client, "l/", 1).await;
 
@@ -177,7 +177,7 @@ async fn a_lock_passes_between_us_and_etcdctl_in_both_directions() {
     ours.release().await.unwrap();
     let released = Instant::now();
     let their_key = theirs.line().await;
-    assert!(their_key.starts_with("l/") && released.elapsed() < Duration::from_secs(1), "{:?}", released.elapsed());
+    assert!(their_key.starts_with("l/") && released.elapsed() < TTL, "{:?}", released.elapsed());
     theirs.interrupt().await;
 }
 
@@ -278,7 +278,8 @@ async fn who_loses_the_lease_or_the_key_is_told_and_can_write_no_more() {
 #[tokio::test]
 async fn a_holder_whose_etcd_is_away_gives_up_before_its_lease_can_end() {
     let mut etcd = Etcd::start().await;
-    let lock = lock(&etcd);
+    let ttl = Duration::from_secs(5);
+    let lock = Lock::new(etcd.connector(), "l", ttl).unwrap();
     let held = lock.acquire(PATIENCE).await.unwrap();
     let lost = held.lost();
     tokio::time::sleep(WHILE).await;
@@ -287,7 +288,7 @@ async fn a_holder_whose_etcd_is_away_gives_up_before_its_lease_can_end() {
     let cause = soon("lost", lost).await;
     let after = stopped.elapsed();
     assert!(matches!(&cause, LostCause::Expired { cause, .. } if cause.contains("cannot be reached")), "{cause}");
-    assert!(after < TTL && after > TTL / 3, "{after:?}");
+    assert!(after < ttl && after > ttl / 3, "{after:?}");
     assert_lost(held.transaction(put("written", "1")).await);
 
     // It stays lost, though etcd brings the lease back to life.
@@ -401,7 +402,7 @@ async fn a_holder_that_dies_hands_over_when_its_lease_ends() {
     let since = Instant::now();
     let ours = lock(&etcd).acquire(PATIENCE).await.unwrap();
     assert_ne!(ours.key(), key);
-    assert!(since.elapsed() > TTL / 2 && since.elapsed() < TTL + Duration::from_secs(2), "{:?}", since.elapsed());
+    assert!(since.elapsed() > TTL / 2 && since.elapsed() < TTL + Duration::from_secs(4), "{:?}", since.elapsed());
 }
 
 #[tokio::test]

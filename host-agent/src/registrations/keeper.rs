@@ -108,7 +108,7 @@ impl Keeper {
     /// Checks and registers the service, for ever.
     async fn serve(&mut self, service: &Service) {
         let address = self.address(service).await;
-        self.look_from(address, service.port);
+        self.set_address(address, service.port);
         let (mut probe_at, mut lease) = (None, self.registrar.lease());
         match &service.check {
             None => {
@@ -173,7 +173,7 @@ impl Keeper {
         self.show(service);
     }
 
-    fn look_from(&mut self, address: IpAddr, port: u16) {
+    fn set_address(&mut self, address: IpAddr, port: u16) {
         let target = SocketAddr::new(address, port);
         self.target = Some(target);
         self.board.update(&self.id, |status| status.address = Some(target));
@@ -187,7 +187,7 @@ impl Keeper {
             Ok(new) if Some(new) != old => {
                 let old = old.map(tracing::field::display);
                 info!(service = %self.id.name, instance = self.id.instance, old, %new, "the service's address changed");
-                self.look_from(new, service.port);
+                self.set_address(new, service.port);
                 self.show(service);
             }
             Ok(_) => {}
@@ -199,7 +199,7 @@ impl Keeper {
     async fn address(&self, service: &Service) -> IpAddr {
         let mut told = None;
         loop {
-            match service.address.resolve(None) {
+            match service.address.resolve(self.target.map(|target| target.ip())) {
                 Ok(address) => {
                     self.board.update(&self.id, |status| status.problem = None);
                     return address;
