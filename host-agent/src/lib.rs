@@ -4,6 +4,7 @@
 //! * [`check`] and [`registrations`]: this host's services, checked and kept registered.
 //! * [`effective`] and [`mirroring`]: what all watches know, merged, guarded and published as one catalog.
 //! * [`published`]: the seam to [`stream`] and [`xds`], which serve that catalog over a Unix socket.
+//! * [`api`]: the local HTTP API.
 //! * [`state`]: what outlives a restart. [`admin`] and [`metrics`]: what people and monitoring see.
 //! * [`agent`] starts and stops all of it in order; [`reload`] says when the configuration changed; [`panics`] ends it.
 #![forbid(unsafe_code)]
@@ -12,6 +13,7 @@
 pub mod address;
 pub mod admin;
 pub mod agent;
+pub mod api;
 pub mod check;
 pub mod cli;
 pub mod config;

@@ -1,0 +1,82 @@
+//! How the agent is.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::Maintenance;
+
+/// `GET /v1/status`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Status {
+    /// Name of this host.
+    #[schema(example = "host-a")]
+    pub node: String,
+    /// The agent's version.
+    pub version: String,
+    /// Since when it runs.
+    pub uptime_seconds: f64,
+    /// What it knows of etcd.
+    pub etcd: EtcdStatus,
+    /// Every watched prefix.
+    pub watches: Vec<WatchStatus>,
+    /// What it serves; null before there is anything.
+    pub catalog: Option<CatalogStatus>,
+    /// The host's maintenance, while it lasts.
+    pub maintenance: Option<Maintenance>,
+    /// Number of this host's services.
+    pub registrations: usize,
+    /// Who is served.
+    pub streams: StreamStatus,
+}
+
+/// What the agent knows of etcd.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct EtcdStatus {
+    /// As configured.
+    pub endpoints: Vec<String>,
+    /// Whether every watch is in step with it.
+    pub synced: bool,
+    /// The latest revision that a watch stands at.
+    pub revision: i64,
+    /// How long ago the watch that is worst off was last known to be current.
+    pub stale_seconds: f64,
+}
+
+/// A watched prefix.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct WatchStatus {
+    /// The prefix.
+    #[schema(example = "/waypost/services/")]
+    pub prefix: String,
+    /// How its keys and values are read.
+    #[schema(example = "waypost")]
+    pub format: String,
+    /// Whether its mirror is in step with etcd.
+    pub synced: bool,
+    /// The revision that its mirror stands at.
+    pub revision: i64,
+    /// Keys that are nodes.
+    pub keys: usize,
+    /// Why it is not in step.
+    pub cause: Option<String>,
+}
+
+/// What the agent serves, in figures.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CatalogStatus {
+    /// Version; comparable within one run of the agent.
+    pub version: u64,
+    /// Number of services.
+    pub services: usize,
+    /// Number of nodes of all services.
+    pub nodes: usize,
+}
+
+/// Who is served.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct StreamStatus {
+    /// Filters: one per Envoy worker and one for its main thread.
+    pub filters: u64,
+    /// Envoys, for xDS.
+    pub envoys: u64,
+}
