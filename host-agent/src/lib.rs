@@ -10,7 +10,6 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
-pub mod address;
 pub mod admin;
 pub mod agent;
 pub mod api;

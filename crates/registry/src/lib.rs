@@ -2,6 +2,7 @@
 //!
 //! * [`connection`]: one connection to one of several endpoints, the next one after a failure.
 //! * [`registrar`]: keys under a lease, asserted for ever: whatever happens to etcd, they come back.
+//! * [`address`]: this host's address, for what is registered.
 //! * [`mirror`]: everything under a prefix, ranged and then watched, with every way out of step noticed.
 //! * [`mod@format`]: how services and nodes are written in keys and values.
 //! * [`view`]: a mirror's keys as nodes, the last good value of each.
@@ -13,6 +14,7 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+pub mod address;
 pub mod backoff;
 pub mod connection;
 pub mod election;

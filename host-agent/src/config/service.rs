@@ -7,10 +7,12 @@ use std::{
 };
 
 use waypost_catalog::{Health, Node, Protocol, ServiceName};
-use waypost_registry::format::{EncodeError, Format, Timestamps};
+use waypost_registry::{
+    address::AddressSource,
+    format::{EncodeError, Format, Timestamps},
+};
 
 use super::{reader::Section, values};
-use crate::address::AddressSource;
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);

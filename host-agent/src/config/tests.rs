@@ -3,10 +3,9 @@
 use std::time::Duration;
 
 use waypost_catalog::Protocol;
-use waypost_registry::Format;
+use waypost_registry::{Format, address::AddressSource};
 
 use super::*;
-use crate::address::AddressSource;
 
 const ETCD: &str = "[etcd]\nendpoints = [\"http://127.0.0.1:2379\"]\n";
 

@@ -13,11 +13,12 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 use waypost_catalog::Health;
-use waypost_registry::{Format, Registrar, Registration, RegistrationHandle, format::Timestamps};
+use waypost_registry::{
+    Format, Registrar, Registration, RegistrationHandle, address::AddressError, format::Timestamps,
+};
 
 use super::board::{Board, ServiceId};
 use crate::{
-    address::AddressError,
     check::{CheckState, probe, schedule},
     config::Service,
 };

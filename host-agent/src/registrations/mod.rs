@@ -406,7 +406,7 @@ mod tests {
             let mut keeper = Keeper::new(id, registrar, None, desired, progress, Arc::clone(&board), cut);
             keeper.follow(&service, Ok([10, 0, 0, 1].into()));
             assert_eq!(keeper.key(), Some(key_of_old));
-            keeper.follow(&service, Err(crate::address::AddressError::OnlyLoopback));
+            keeper.follow(&service, Err(waypost_registry::address::AddressError::OnlyLoopback));
             assert_eq!(keeper.key(), Some(key_of_old), "while there is no address it stays");
             keeper.follow(&service, Ok([10, 0, 0, 2].into()));
             assert_eq!(keeper.key(), Some(key_of_new));

@@ -1,4 +1,4 @@
-//! A service's own address: found by itself, by interface, by network, or as written.
+//! This host's address, for what is registered: found by itself, by interface, by network, or as written.
 
 use std::{
     fmt, io,
@@ -101,7 +101,7 @@ impl fmt::Display for InterfaceAddress {
 }
 
 impl AddressSource {
-    /// Whether what it says may change while the agent runs.
+    /// Whether what it says may change while the process runs.
     pub fn is_dynamic(&self) -> bool {
         !matches!(self, Self::Literal(_))
     }
