@@ -14,9 +14,12 @@ use rustix::process::{Pid, Signal, kill_process};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// A program of `.tools`; `WAYPOST_ETCD_BIN` names the folder of another version of etcd.
 fn tool(name: &str) -> PathBuf {
+    let other_etcd = std::env::var_os("WAYPOST_ETCD_BIN").filter(|_| name.starts_with("etcd"));
+    let folder = other_etcd.or_else(|| std::env::var_os("WAYPOST_TOOLS"));
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.tools/bin");
-    let path = std::env::var_os("WAYPOST_TOOLS").map_or(root, PathBuf::from).join(name);
+    let path = folder.map_or(root, PathBuf::from).join(name);
     assert!(path.is_file(), "{} is not there: run cargo xtask setup", path.display());
     path
 }

@@ -8,10 +8,12 @@ pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
 }
 
-/// A tool fetched by `cargo xtask setup`: `envoy`, `etcd`, `etcdctl`. `WAYPOST_TOOLS` names another folder.
+/// A tool fetched by `cargo xtask setup`: `envoy`, `etcd`, `etcdctl`. `WAYPOST_TOOLS` names another folder, and
+/// `WAYPOST_ETCD_BIN` that of another version of etcd, its `etcd`, `etcdctl` and, from 3.5 on, `etcdutl`.
 pub fn tool(name: &str) -> Result<PathBuf> {
-    let folder = std::env::var_os("WAYPOST_TOOLS").map_or_else(|| root().join(".tools/bin"), PathBuf::from);
-    existing(folder.join(name))
+    let other_etcd = std::env::var_os("WAYPOST_ETCD_BIN").filter(|_| name.starts_with("etcd"));
+    let folder = other_etcd.or_else(|| std::env::var_os("WAYPOST_TOOLS"));
+    existing(folder.map_or_else(|| root().join(".tools/bin"), PathBuf::from).join(name))
 }
 
 /// The `waypost` binary of the release build, or the one that `WAYPOST_BIN` names.
