@@ -175,8 +175,8 @@ impl Worker {
     }
 
     fn take_in(&mut self, watch: &Watch, event: &MirrorEvent) {
-        if let MirrorEvent::Changed { puts, deletes, revision } = event {
-            debug!(prefix = watch.prefix, puts = puts.len(), deletes = deletes.len(), revision, "mirror changed");
+        if let MirrorEvent::Changed { changes, revision } = event {
+            debug!(prefix = watch.prefix, changes = changes.len(), revision, "mirror changed");
         }
         self.effective.apply(watch, event, Instant::now());
     }

@@ -34,7 +34,7 @@ pub use etcd_client;
 pub use format::Format;
 pub use guard::{Guard, GuardOptions};
 pub use lock::{Held, Lock, LockError, LostCause};
-pub use mirror::{KeyValue, Mirror, MirrorEvent, MirrorOptions, MirrorStatus, ResyncReason};
+pub use mirror::{KeyChange, KeyValue, Mirror, MirrorEvent, MirrorOptions, MirrorStatus, ResyncReason};
 pub use registrar::{
     Registrar, RegistrarOptions, RegistrarStats, Registration, RegistrationHandle, RegistrationState, RegistryError,
     Shutdown,

@@ -4,6 +4,8 @@
 //! to do is decided by `mirror_machine`, whose page says how; the task here carries it out.
 
 use std::{
+    future::Future,
+    pin::Pin,
     string::FromUtf8Error,
     sync::Arc,
     time::{Duration, Instant},
@@ -19,7 +21,7 @@ use tonic::Code;
 
 use crate::{
     connection::{Connector, describe},
-    mirror_machine::{Change, Message, MirrorMachine, Page, Range, RangeFailure, Step, prefix_end},
+    mirror_machine::{Beside, Change, Message, MirrorMachine, Page, Range, RangeFailure, Step, prefix_end},
     session::MAX_ANSWER_BYTES,
 };
 
@@ -37,6 +39,11 @@ pub struct MirrorOptions {
     pub progress_interval: Duration,
     /// A stream silent for that long is dead.
     pub silence_limit: Duration,
+    /// Only the key that *is* `prefix`, not those that begin with it.
+    pub single_key: bool,
+    /// About how often everything is fetched anew beside the watch, for whoever trusts no watch: one second at least;
+    /// `None`, the default, for never. What follows is a [`MirrorEvent::Synced`] for [`ResyncReason::Refreshed`].
+    pub refresh: Option<Duration>,
 }
 
 impl MirrorOptions {
@@ -47,7 +54,24 @@ impl MirrorOptions {
             page_size: 1000,
             progress_interval: Duration::from_secs(5),
             silence_limit: Duration::from_secs(12),
+            single_key: false,
+            refresh: None,
         }
+    }
+
+    /// The usual settings for one key.
+    pub fn single_key(key: impl Into<String>) -> Self {
+        Self { single_key: true, ..Self::new(key) }
+    }
+
+    /// The first key behind the mirrored ones, or `\0` for "no end".
+    fn range_end(&self) -> Vec<u8> {
+        if !self.single_key {
+            return prefix_end(self.prefix.as_bytes());
+        }
+        let mut end = range_start(&self.prefix);
+        end.push(0);
+        end
     }
 }
 
@@ -76,15 +100,45 @@ pub enum MirrorEvent {
         /// Why it was fetched.
         reason: ResyncReason,
     },
-    /// What changed since. Each key comes once.
+    /// What changed since: every change, in etcd's order. A key may come more than once.
     Changed {
-        /// Keys that were written.
-        puts: Vec<Arc<KeyValue>>,
-        /// Keys that are gone.
-        deletes: Vec<String>,
-        /// Revision of the last of these changes.
+        /// The changes; at least one.
+        changes: Vec<KeyChange>,
+        /// Revision of the last of them.
         revision: i64,
     },
+}
+
+/// A change of one key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeyChange {
+    /// It was written.
+    Put(Arc<KeyValue>),
+    /// It was deleted, or its lease ended.
+    Delete {
+        /// The key.
+        key: String,
+        /// The revision in which it went.
+        revision: i64,
+    },
+}
+
+impl KeyChange {
+    /// The key.
+    pub fn key(&self) -> &str {
+        match self {
+            Self::Put(put) => &put.key,
+            Self::Delete { key, .. } => key,
+        }
+    }
+
+    /// The revision in which it changed.
+    pub fn revision(&self) -> i64 {
+        match self {
+            Self::Put(put) => put.mod_revision,
+            Self::Delete { revision, .. } => *revision,
+        }
+    }
 }
 
 /// Why the full state was fetched.
@@ -100,12 +154,21 @@ pub enum ResyncReason {
     RevisionRegressed,
     /// Another cluster answered.
     ClusterChanged,
+    /// It was time to, as [`MirrorOptions::refresh`] asks. The watch goes on meanwhile, and nothing was missed unless
+    /// what is now handed over differs from what the events before it made.
+    Refreshed,
 }
 
 impl ResyncReason {
     /// Every reason.
-    pub const ALL: [Self; 5] =
-        [Self::First, Self::Reconnected, Self::Compacted, Self::RevisionRegressed, Self::ClusterChanged];
+    pub const ALL: [Self; 6] = [
+        Self::First,
+        Self::Reconnected,
+        Self::Compacted,
+        Self::RevisionRegressed,
+        Self::ClusterChanged,
+        Self::Refreshed,
+    ];
 
     /// The name used in metrics and output.
     pub const fn as_str(self) -> &'static str {
@@ -115,6 +178,7 @@ impl ResyncReason {
             Self::Compacted => "compacted",
             Self::RevisionRegressed => "revision_regressed",
             Self::ClusterChanged => "cluster_changed",
+            Self::Refreshed => "refreshed",
         }
     }
 }
@@ -137,7 +201,7 @@ pub struct MirrorStatus {
     /// When it was last known to be current; the time of its start before the first full state.
     pub last_contact: Instant,
     /// How often the full state was fetched, in the order of [`ResyncReason::ALL`].
-    pub resyncs: [(ResyncReason, u64); 5],
+    pub resyncs: [(ResyncReason, u64); ResyncReason::ALL.len()],
     /// Keys left out because they are no UTF-8; each counts once until it changes.
     pub skipped_keys: u64,
     /// Why it is not in step.
@@ -163,13 +227,14 @@ impl Mirror {
         let task = Task {
             limit: connector.request_timeout(),
             connector,
-            range_end: prefix_end(options.prefix.as_bytes()),
+            range_end: options.range_end(),
             prefix: options.prefix,
             machine,
             events,
             status: status_sender,
             client: None,
             stream: None,
+            page: None,
         };
         let task = tokio::spawn(task.run(stop.clone()));
         (Self { status, task, stop: stop.drop_guard() }, receiver)
@@ -199,7 +264,12 @@ struct Task {
     status: watch::Sender<MirrorStatus>,
     client: Option<Client>,
     stream: Option<WatchStream>,
+    /// The page that is fetched beside the watch.
+    page: Option<PendingPage>,
 }
+
+/// When a page was asked for, and what comes of it.
+type PendingPage = Pin<Box<dyn Future<Output = (Instant, Result<Page, RangeFailure>)> + Send>>;
 
 /// The receiver is gone: nobody wants to know any more.
 struct NobodyListens;
@@ -226,9 +296,18 @@ impl Task {
                 Step::Connect => self.connect().await,
                 Step::Range(range) => self.range(range).await,
                 Step::Watch { from } => self.watch(from).await,
-                Step::Listen { ask_at, dead_at } => {
+                Step::Listen { ask_at, dead_at, beside } => {
+                    if let (Beside::Page(range), None) = (&beside, &self.page) {
+                        self.page = self.fetch(range.clone()).ok();
+                    }
                     tokio::select! {
                         carried_out = listen(&mut self.machine, self.stream.as_mut(), self.limit, ask_at, dead_at) => carried_out,
+                        (asked_at, outcome) = pending(&mut self.page) => {
+                            self.page = None;
+                            self.machine.ranged(outcome, asked_at, now(), fastrand::f64());
+                            Ok(())
+                        }
+                        () = due(&beside) => Ok(()),
                         () = self.events.closed() => return NobodyListens,
                     }
                 }
@@ -244,6 +323,7 @@ impl Task {
     }
 
     fn drop_connection(&mut self) {
+        self.page = None;
         self.stream = None;
         self.client = None;
     }
@@ -269,19 +349,27 @@ impl Task {
     }
 
     async fn range(&mut self, range: Range) -> Result<(), String> {
+        self.page = None;
         self.stream = None;
+        let (asked_at, outcome) = self.fetch(range)?.await;
+        self.machine.ranged(outcome, asked_at, now(), fastrand::f64());
+        Ok(())
+    }
+
+    fn fetch(&self, range: Range) -> Result<PendingPage, String> {
         let client = self.client.as_ref().ok_or("not connected")?;
         let mut kv = client.kv_client().max_decoding_message_size(MAX_ANSWER_BYTES);
         // In the order of the keys, which is etcd's own: asking for it would make etcd fetch everything and sort it.
         let options =
             GetOptions::new().with_range(self.range_end.clone()).with_revision(range.revision).with_limit(range.limit);
-        let asked_at = now();
-        let outcome = match tokio::time::timeout(self.limit, kv.get(range.from, Some(options))).await {
-            Ok(answer) => answer.map_err(|error| range_failure(&error)).and_then(page),
-            Err(_) => Err(RangeFailure::TimedOut(self.limit)),
-        };
-        self.machine.ranged(outcome, asked_at, now(), fastrand::f64());
-        Ok(())
+        let (asked_at, limit) = (now(), self.limit);
+        Ok(Box::pin(async move {
+            let outcome = match tokio::time::timeout(limit, kv.get(range.from, Some(options))).await {
+                Ok(answer) => answer.map_err(|error| range_failure(&error)).and_then(page),
+                Err(_) => Err(RangeFailure::TimedOut(limit)),
+            };
+            (asked_at, outcome)
+        }))
     }
 
     async fn watch(&mut self, from: i64) -> Result<(), String> {
@@ -297,6 +385,22 @@ impl Task {
         self.stream = Some(opened.map_err(|error| describe(&error))?);
         self.machine.opened(now());
         Ok(())
+    }
+}
+
+/// The page under way; for ever if there is none.
+async fn pending(page: &mut Option<PendingPage>) -> (Instant, Result<Page, RangeFailure>) {
+    match page {
+        Some(page) => page.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Until something is to be fetched.
+async fn due(beside: &Beside) {
+    match beside {
+        Beside::NothingUntil(due) => tokio::time::sleep_until((*due).into()).await,
+        Beside::Nothing | Beside::Page(_) => std::future::pending().await,
     }
 }
 

@@ -9,7 +9,7 @@ use waypost_catalog::{Health, Node, Protocol, ServiceName};
 
 use crate::{
     format::{DecodeError, Format},
-    mirror::{KeyValue, MirrorEvent},
+    mirror::{KeyChange, KeyValue, MirrorEvent},
 };
 
 /// Errors that are remembered to be shown.
@@ -64,12 +64,16 @@ impl View {
                 self.undecodable.retain(|key, _| present.contains(key.as_str()));
                 touched.extend(entries.iter().filter_map(|entry| self.put(entry)));
             }
-            MirrorEvent::Changed { puts, deletes, .. } => {
-                for key in deletes {
-                    self.undecodable.remove(key);
-                    touched.extend(self.remove(key));
+            MirrorEvent::Changed { changes, .. } => {
+                for change in changes {
+                    match change {
+                        KeyChange::Put(entry) => touched.extend(self.put(entry)),
+                        KeyChange::Delete { key, .. } => {
+                            self.undecodable.remove(key);
+                            touched.extend(self.remove(key));
+                        }
+                    }
                 }
-                touched.extend(puts.iter().filter_map(|entry| self.put(entry)));
             }
         }
         touched
@@ -190,8 +194,8 @@ mod tests {
     }
 
     fn changed(puts: Vec<Arc<KeyValue>>, deletes: &[&str]) -> MirrorEvent {
-        let deletes = deletes.iter().map(|path| format!("{PREFIX}{path}")).collect();
-        MirrorEvent::Changed { puts, deletes, revision: 1 }
+        let deletes = deletes.iter().map(|path| KeyChange::Delete { key: format!("{PREFIX}{path}"), revision: 1 });
+        MirrorEvent::Changed { changes: deletes.chain(puts.into_iter().map(KeyChange::Put)).collect(), revision: 1 }
     }
 
     fn name(name: &str) -> ServiceName {

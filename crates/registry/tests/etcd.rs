@@ -257,6 +257,54 @@ async fn a_slow_consumer_loses_nothing() {
 }
 
 #[tokio::test]
+async fn the_full_state_is_fetched_again_beside_the_watch() {
+    let etcd = Etcd::start().await;
+    let mut client = etcd.client().await;
+    for n in 0..25 {
+        client.put(format!("/m/{n}"), "0", None).await.unwrap();
+    }
+    let options = MirrorOptions { page_size: 10, refresh: Some(Duration::from_secs(1)), ..MirrorOptions::new("/m/") };
+    let (mirror, events) = Mirror::start(etcd.connector(), options);
+    let mut copy = Copy::new(events);
+    let writer = tokio::spawn(async move {
+        for n in 0.. {
+            if client.put(format!("/m/{}", n % 25), n.to_string(), None).await.is_err() {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    });
+    copy.until("three full states", |copy| copy.reasons.len() == 3).await;
+    assert_eq!(copy.reasons[1..], [ResyncReason::Refreshed; 2]);
+    writer.abort();
+    let mut client = etcd.client().await;
+    client.put("/m/0", "last", None).await.unwrap();
+    copy.until_value("/m/0", Some("last")).await;
+    assert_eq!(copy.keys.len(), 25);
+    assert!(mirror.status().borrow().resyncs.iter().all(|(reason, count)| match reason {
+        ResyncReason::First => *count == 1,
+        ResyncReason::Refreshed => *count >= 2,
+        _ => *count == 0,
+    }));
+}
+
+#[tokio::test]
+async fn a_single_key_is_mirrored_without_those_that_begin_with_it() {
+    let etcd = Etcd::start().await;
+    let mut client = etcd.client().await;
+    for key in ["/m/a", "/m/a/b", "/m/ab"] {
+        client.put(key, "1", None).await.unwrap();
+    }
+    let (_mirror, events) = Mirror::start(etcd.connector(), MirrorOptions::single_key("/m/a"));
+    let mut copy = Copy::new(events);
+    copy.until_value("/m/a", Some("1")).await;
+    client.put("/m/ab", "2", None).await.unwrap();
+    client.put("/m/a", "2", None).await.unwrap();
+    copy.until_value("/m/a", Some("2")).await;
+    assert_eq!((copy.keys.len(), copy.changes), (1, 1));
+}
+
+#[tokio::test]
 async fn compaction_during_a_cut_and_behind_the_watch_is_survived() {
     let etcd = Etcd::start().await;
     let mut client = etcd.client().await;

@@ -1,7 +1,7 @@
 //! What is served of several watches, a disk copy and a guard.
 
 use waypost_catalog::{Health, Protocol};
-use waypost_registry::{Format, KeyValue, ResyncReason};
+use waypost_registry::{Format, KeyChange, KeyValue, ResyncReason};
 
 use super::*;
 
@@ -21,11 +21,12 @@ fn synced(entries: &[(&str, &str)]) -> MirrorEvent {
 }
 
 fn put(name: &str, address: &str, health: &str) -> MirrorEvent {
-    MirrorEvent::Changed { puts: vec![key(name, address, health)], deletes: Vec::new(), revision: 2 }
+    MirrorEvent::Changed { changes: vec![KeyChange::Put(key(name, address, health))], revision: 2 }
 }
 
 fn deleted(names: &[&str]) -> MirrorEvent {
-    MirrorEvent::Changed { puts: Vec::new(), deletes: names.iter().map(ToString::to_string).collect(), revision: 3 }
+    let delete = |name: &&str| KeyChange::Delete { key: (*name).to_owned(), revision: 3 };
+    MirrorEvent::Changed { changes: names.iter().map(delete).collect(), revision: 3 }
 }
 
 fn shown(catalog: &Catalog) -> Vec<String> {

@@ -20,19 +20,26 @@
 //!   may be ahead of them.
 //! * A half-open connection looks idle. So etcd is asked for its progress when nothing happens, and a stream on which
 //!   nothing comes back within the limit is dead.
+//! * Where it is asked for, the full state is fetched from time to time beside the watch, which goes on meanwhile. It
+//!   is handed over once the watch has come to its revision, with what the watch told beyond it put on top: whoever
+//!   compares it with what he has finds a difference only if the watch had missed something.
 
+mod exchange;
+mod ranging;
 #[cfg(test)]
 mod tests;
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
-    sync::Arc,
     time::{Duration, Instant},
 };
 
+pub(crate) use exchange::{Beside, Change, Message, Page, Range, RangeFailure, Step};
+use ranging::{Collected, FullState, Ranging};
+
 use crate::{
     backoff::Backoff,
-    mirror::{KeyValue, MirrorEvent, MirrorOptions, MirrorStatus, ResyncReason, range_start},
+    mirror::{KeyChange, MirrorEvent, MirrorOptions, MirrorStatus, ResyncReason},
 };
 
 const RECONNECT_BASE: Duration = Duration::from_millis(50);
@@ -45,82 +52,8 @@ const LONGEST_SILENCE: Duration = Duration::from_secs(24 * 60 * 60);
 const WARNINGS: usize = 16;
 /// A page that is late is not made smaller than that: then it is not its size.
 const SMALLEST_LATE_PAGE: i64 = 50;
-
-/// A page to ask for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Range {
-    pub(crate) from: Vec<u8>,
-    /// 0: the present one.
-    pub(crate) revision: i64,
-    pub(crate) limit: i64,
-}
-
-/// A page that came.
-#[derive(Clone, Debug)]
-pub(crate) struct Page {
-    pub(crate) cluster_id: u64,
-    pub(crate) revision: i64,
-    pub(crate) more: bool,
-    pub(crate) last_key: Vec<u8>,
-    pub(crate) entries: Vec<Arc<KeyValue>>,
-    /// Keys that are no UTF-8, with the revision of their last change.
-    pub(crate) skipped: Vec<(Vec<u8>, i64)>,
-}
-
-/// Why no page came.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum RangeFailure {
-    /// The revision is not kept any more.
-    Compacted,
-    /// The revision is not there yet: another history.
-    Future,
-    /// More bytes than are taken.
-    TooLarge,
-    /// No answer within this time.
-    TimedOut(Duration),
-    /// Anything else.
-    Broken(String),
-}
-
-/// A change that the watch told of.
-#[derive(Clone, Debug)]
-pub(crate) struct Change {
-    /// Its bytes, where they are no UTF-8.
-    pub(crate) key: Result<String, Vec<u8>>,
-    /// `None`: deleted.
-    pub(crate) put: Option<Arc<KeyValue>>,
-    pub(crate) mod_revision: i64,
-}
-
-/// A message of the watch.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Message {
-    pub(crate) cluster_id: u64,
-    pub(crate) revision: i64,
-    pub(crate) created: bool,
-    /// The reason, if it was cancelled.
-    pub(crate) cancelled: Option<String>,
-    pub(crate) compact_revision: i64,
-    pub(crate) changes: Vec<Change>,
-}
-
-/// What to do next.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Step {
-    /// Drop the connection; nothing until then.
-    Wait(Instant),
-    Connect,
-    Range(Range),
-    /// Open a watch from this revision.
-    Watch {
-        from: i64,
-    },
-    /// Wait for messages; ask for progress at one time, give the stream up at the other.
-    Listen {
-        ask_at: Instant,
-        dead_at: Instant,
-    },
-}
+/// The full state is not fetched more often than that, whatever was chosen.
+const SHORTEST_REFRESH: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 enum Phase {
@@ -137,16 +70,28 @@ enum Phase {
     Watching {
         last_message: Instant,
         asked_at: Instant,
+        refresh: Refresh,
     },
 }
 
-#[derive(Debug, Default)]
-struct Ranging {
-    /// Cluster and revision of the first page, and when it was asked for.
-    first: Option<(u64, i64, Instant)>,
-    entries: Vec<Arc<KeyValue>>,
-    last_key: Vec<u8>,
-    skipped: Vec<(Vec<u8>, i64)>,
+/// The full state that is fetched beside the watch.
+#[derive(Debug)]
+enum Refresh {
+    Never,
+    DueAt(Instant),
+    Fetching {
+        ranging: Ranging,
+        /// The revision that etcd had come to before it was asked.
+        floor: i64,
+        /// What the watch told since.
+        told: Vec<KeyChange>,
+    },
+    /// It is there, and waits for the watch to come to its revision.
+    Fetched {
+        state: FullState,
+        /// Whether etcd was asked how far the watch is.
+        asked: bool,
+    },
 }
 
 #[derive(Debug)]
@@ -163,6 +108,8 @@ pub(crate) struct MirrorMachine {
     warned: BTreeSet<String>,
     /// Keys that are no UTF-8 as they are now, with the revision of their last change.
     skipped: HashMap<Vec<u8>, i64>,
+    /// Revision of the last full state that was handed over: earlier changes are in it.
+    full_at: i64,
     events: VecDeque<MirrorEvent>,
     status: MirrorStatus,
 }
@@ -171,6 +118,7 @@ impl MirrorMachine {
     pub(crate) fn new(mut options: MirrorOptions, now: Instant) -> Self {
         options.silence_limit = options.silence_limit.min(LONGEST_SILENCE);
         options.page_size = options.page_size.max(1);
+        options.refresh = options.refresh.map(|interval| interval.clamp(SHORTEST_REFRESH, LONGEST_SILENCE));
         Self {
             phase: Phase::Down { retry_at: now },
             endpoint: String::new(),
@@ -180,6 +128,7 @@ impl MirrorMachine {
             backoff: Backoff::new(RECONNECT_BASE, RECONNECT_MAX),
             warned: BTreeSet::new(),
             skipped: HashMap::new(),
+            full_at: 0,
             events: VecDeque::new(),
             status: MirrorStatus {
                 synced: false,
@@ -209,25 +158,31 @@ impl MirrorMachine {
         match &self.phase {
             Phase::Down { retry_at } if now < *retry_at => Step::Wait(*retry_at),
             Phase::Down { .. } => Step::Connect,
-            Phase::Ranging(ranging) => Step::Range(match ranging.first {
-                None => Range { from: range_start(&self.options.prefix), revision: 0, limit: self.page_size },
-                Some((_, revision, _)) => {
-                    let mut from = ranging.last_key.clone();
-                    from.push(0);
-                    Range { from, revision, limit: self.page_size }
-                }
-            }),
+            Phase::Ranging(ranging) => Step::Range(ranging.next_page(&self.options, self.page_size)),
             Phase::Opening => Step::Watch { from: self.status.revision + 1 },
             Phase::Opened { last_message } => {
                 let dead_at = *last_message + self.options.silence_limit;
-                Step::Listen { ask_at: dead_at, dead_at }
+                Step::Listen { ask_at: dead_at, dead_at, beside: Beside::Nothing }
             }
-            Phase::Watching { last_message, asked_at } => Step::Listen {
+            Phase::Watching { last_message, asked_at, refresh } => {
+                let first_page = || Ranging::default().next_page(&self.options, self.page_size);
+                let (beside, ask_now) = match refresh {
+                    Refresh::Never => (Beside::Nothing, false),
+                    Refresh::DueAt(due) if now < *due => (Beside::NothingUntil(*due), false),
+                    Refresh::DueAt(_) => (Beside::Page(first_page()), false),
+                    Refresh::Fetching { ranging, .. } => {
+                        (Beside::Page(ranging.next_page(&self.options, self.page_size)), false)
+                    }
+                    Refresh::Fetched { asked, .. } => (Beside::Nothing, !asked),
+                };
                 // Twice within the limit at least, whatever was chosen.
-                ask_at: *last_message.max(asked_at)
-                    + self.options.progress_interval.min(self.options.silence_limit / 2),
-                dead_at: *last_message + self.options.silence_limit,
-            },
+                let interval = self.options.progress_interval.min(self.options.silence_limit / 2);
+                Step::Listen {
+                    ask_at: if ask_now { now } else { *last_message.max(asked_at) + interval },
+                    dead_at: *last_message + self.options.silence_limit,
+                    beside,
+                }
+            }
         }
     }
 
@@ -270,10 +225,18 @@ impl MirrorMachine {
         self.phase = Phase::Ranging(Ranging::default());
     }
 
-    /// The outcome of [`Step::Range`].
+    /// The outcome of [`Step::Range`] or of [`Beside::Page`].
     pub(crate) fn ranged(&mut self, outcome: Result<Page, RangeFailure>, asked_at: Instant, now: Instant, random: f64) {
         match outcome {
             Ok(page) => self.page(page, asked_at, now, random),
+            // The watch still lives: another time will do.
+            Err(RangeFailure::Compacted) if matches!(self.phase, Phase::Watching { .. }) => {
+                tracing::debug!(prefix = self.options.prefix, "the full state beside the watch was compacted away");
+                let later = self.next_refresh(now, random);
+                if let Phase::Watching { refresh, .. } = &mut self.phase {
+                    *refresh = later;
+                }
+            }
             Err(RangeFailure::Compacted) => {
                 let cause = "etcd compacted the revision while its pages were fetched";
                 self.start_afresh(Some(ResyncReason::Compacted), cause, now, random);
@@ -292,39 +255,82 @@ impl MirrorMachine {
     }
 
     fn page(&mut self, page: Page, asked_at: Instant, now: Instant, random: f64) {
-        let Phase::Ranging(ranging) = &mut self.phase else { return };
-        let (cluster_id, revision, began_at) = *ranging.first.get_or_insert((page.cluster_id, page.revision, asked_at));
-        if page.cluster_id != cluster_id || page.revision < revision {
-            return self.start_afresh(None, "etcd was replaced while its pages were fetched", now, random);
+        self.begin_refresh(now);
+        let cluster_id = self.status.cluster_id;
+        let collected = match &mut self.phase {
+            Phase::Ranging(ranging) => ranging.collect(page, asked_at),
+            Phase::Watching { refresh: Refresh::Fetching { ranging, floor, .. }, .. } => {
+                if page.cluster_id != cluster_id || page.revision < *floor {
+                    Collected::Replaced
+                } else {
+                    ranging.collect(page, asked_at)
+                }
+            }
+            _ => return,
+        };
+        match collected {
+            Collected::Part => return,
+            Collected::Replaced => {
+                return self.start_afresh(None, "etcd was replaced while its pages were fetched", now, random);
+            }
+            Collected::All(state) if matches!(self.phase, Phase::Watching { .. }) => self.refreshed(state, now, random),
+            Collected::All(state) => self.fetched(state),
         }
-        ranging.skipped.extend(page.skipped);
-        ranging.entries.extend(page.entries);
-        if page.more && !page.last_key.is_empty() {
-            ranging.last_key = page.last_key;
-            return;
-        }
-        let entries = std::mem::take(&mut ranging.entries);
-        let skipped: HashMap<_, _> = std::mem::take(&mut ranging.skipped).into_iter().collect();
-        let news = skipped.iter().filter(|(key, revision)| self.skipped.get(*key) != Some(*revision));
-        self.status.skipped_keys += news.count() as u64;
-        self.skipped = skipped;
+        self.page_size = self.page_size.saturating_mul(2).min(self.options.page_size);
+    }
+
+    fn fetched(&mut self, state: FullState) {
         let hint = self.hint.take().unwrap_or(ResyncReason::Reconnected);
         let reason = match &self.status {
             MirrorStatus { revision: 0, .. } => ResyncReason::First,
-            known if known.cluster_id != cluster_id => ResyncReason::ClusterChanged,
-            known if known.revision > revision => ResyncReason::RevisionRegressed,
+            known if known.cluster_id != state.cluster_id => ResyncReason::ClusterChanged,
+            known if known.revision > state.revision => ResyncReason::RevisionRegressed,
             _ => hint,
         };
+        let (keys, revision) = (state.entries.len(), state.revision);
+        tracing::info!(prefix = self.options.prefix, keys, revision, %reason, "full state");
+        self.status.revision = state.revision;
+        self.status.cluster_id = state.cluster_id;
+        self.status.last_contact = state.began_at;
+        self.phase = Phase::Opening;
+        self.hand_over(state, reason);
+    }
+
+    fn hand_over(&mut self, state: FullState, reason: ResyncReason) {
+        let news = state.skipped.iter().filter(|(key, revision)| self.skipped.get(*key) != Some(*revision));
+        self.status.skipped_keys += news.count() as u64;
+        self.skipped = state.skipped;
+        self.full_at = state.revision;
         for (counted, count) in &mut self.status.resyncs {
             *count += u64::from(*counted == reason);
         }
-        tracing::info!(prefix = self.options.prefix, keys = entries.len(), revision, %reason, "full state");
-        self.events.push_back(MirrorEvent::Synced { entries, reason });
-        self.status.revision = revision;
-        self.status.cluster_id = cluster_id;
-        self.status.last_contact = began_at;
-        self.page_size = self.page_size.saturating_mul(2).min(self.options.page_size);
-        self.phase = Phase::Opening;
+        self.events.push_back(MirrorEvent::Synced { entries: state.entries, reason });
+    }
+
+    /// Spread a little, so that those who started together do not all ask together.
+    fn next_refresh(&self, now: Instant, random: f64) -> Refresh {
+        let spread = |interval: Duration| Refresh::DueAt(now + interval.mul_f64(0.9 + 0.2 * random));
+        self.options.refresh.map_or(Refresh::Never, spread)
+    }
+
+    fn begin_refresh(&mut self, now: Instant) {
+        if let Phase::Watching { refresh, .. } = &mut self.phase
+            && matches!(refresh, Refresh::DueAt(due) if *due <= now)
+        {
+            *refresh = Refresh::Fetching { ranging: Ranging::default(), floor: self.status.revision, told: Vec::new() };
+        }
+    }
+
+    fn refreshed(&mut self, mut state: FullState, now: Instant, random: f64) {
+        let next = self.next_refresh(now, random);
+        let Phase::Watching { refresh, .. } = &mut self.phase else { return };
+        let Refresh::Fetching { told, .. } = std::mem::replace(refresh, next) else { return };
+        let told_beyond = state.put_on_top(told);
+        if told_beyond || self.status.revision >= state.revision {
+            self.hand_over(state, ResyncReason::Refreshed);
+        } else {
+            *refresh = Refresh::Fetched { state, asked: false };
+        }
     }
 
     /// The watch is asked for.
@@ -334,8 +340,11 @@ impl MirrorMachine {
 
     /// Progress is asked for.
     pub(crate) fn asked(&mut self, now: Instant) {
-        if let Phase::Watching { asked_at, .. } = &mut self.phase {
+        if let Phase::Watching { asked_at, refresh, .. } = &mut self.phase {
             *asked_at = now;
+            if let Refresh::Fetched { asked, .. } = refresh {
+                *asked = true;
+            }
         }
     }
 
@@ -359,6 +368,8 @@ impl MirrorMachine {
         if message.cluster_id != self.status.cluster_id {
             return self.start_afresh(None, "another cluster answers", now, random);
         }
+        let refresh = self.next_refresh(now, random);
+        self.begin_refresh(now);
         match &mut self.phase {
             Phase::Opened { .. } if message.created => {
                 if message.revision < self.status.revision {
@@ -366,7 +377,7 @@ impl MirrorMachine {
                 }
                 self.status.synced = true;
                 self.status.cause = None;
-                self.phase = Phase::Watching { last_message: now, asked_at: now };
+                self.phase = Phase::Watching { last_message: now, asked_at: now, refresh };
             }
             Phase::Watching { last_message, .. } => {
                 *last_message = now;
@@ -375,41 +386,53 @@ impl MirrorMachine {
                 self.warned.clear();
                 self.fresh_starts = 0;
                 self.status.last_contact = now;
-                self.take_in(message);
+                self.take_in(message, refresh);
             }
             _ => self.failed("etcd spoke out of turn".into(), now, random),
         }
     }
 
-    fn take_in(&mut self, message: Message) {
-        let Some(revision) = message.changes.iter().map(|change| change.mod_revision).max() else {
-            self.status.revision = self.status.revision.max(message.revision);
-            return;
-        };
-        self.status.revision = self.status.revision.max(revision);
-        // Of several changes of one key the last one counts.
-        let mut last: HashMap<&str, &Change> = HashMap::new();
-        for change in &message.changes {
-            match (&change.key, &change.put) {
-                (Ok(key), _) => _ = last.insert(key, change),
+    /// Takes in what a message tells; a full state that was fetched beside the watch comes in its place.
+    fn take_in(&mut self, message: Message, next_refresh: Refresh) {
+        let told = message.changes.iter().map(|change| change.mod_revision).max();
+        let reached = told.unwrap_or(message.revision);
+        self.status.revision = self.status.revision.max(reached);
+        let mut changes = message.changes;
+        let mut later = Vec::new();
+        if let Phase::Watching { refresh: refresh @ Refresh::Fetched { .. }, .. } = &mut self.phase
+            && let Refresh::Fetched { state, .. } = refresh
+            // Only a later change says that those up to this revision are complete.
+            && (reached > state.revision || told.is_none() && reached == state.revision)
+            && let Refresh::Fetched { state, .. } = std::mem::replace(refresh, next_refresh)
+        {
+            later = changes.split_off(changes.partition_point(|change| change.mod_revision <= state.revision));
+            self.changed(std::mem::take(&mut changes));
+            self.hand_over(state, ResyncReason::Refreshed);
+        }
+        self.changed(changes);
+        self.changed(later);
+    }
+
+    fn changed(&mut self, changes: Vec<Change>) {
+        let mut told = Vec::with_capacity(changes.len());
+        // What the full state contains came late; etcd's early releases can say how far they are too soon.
+        for change in changes.into_iter().filter(|change| change.mod_revision > self.full_at) {
+            match (change.key, change.put) {
+                (Ok(_), Some(put)) => told.push(KeyChange::Put(put)),
+                (Ok(key), None) => told.push(KeyChange::Delete { key, revision: change.mod_revision }),
                 (Err(key), Some(put)) => {
-                    self.skipped.insert(key.clone(), put.mod_revision);
+                    self.skipped.insert(key, put.mod_revision);
                     self.status.skipped_keys += 1;
                 }
-                (Err(key), None) => _ = self.skipped.remove(key),
+                (Err(key), None) => _ = self.skipped.remove(&key),
             }
         }
-        let (mut puts, mut deletes) = (Vec::new(), Vec::new());
-        for (key, change) in last {
-            match &change.put {
-                Some(put) => puts.push(Arc::clone(put)),
-                None => deletes.push(key.to_owned()),
-            }
+        if let Phase::Watching { refresh: Refresh::Fetching { told: since, .. }, .. } = &mut self.phase {
+            since.extend_from_slice(&told);
         }
-        if !(puts.is_empty() && deletes.is_empty()) {
-            puts.sort_unstable_by(|a, b| a.key.cmp(&b.key));
-            deletes.sort_unstable();
-            self.events.push_back(MirrorEvent::Changed { puts, deletes, revision });
+        if let Some(last) = told.last() {
+            let revision = last.revision();
+            self.events.push_back(MirrorEvent::Changed { changes: told, revision });
         }
     }
 }

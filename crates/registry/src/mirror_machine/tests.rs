@@ -1,10 +1,11 @@
 //! The machine against a model of etcd with a history, compaction and wipes.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use proptest::prelude::*;
 
 use super::*;
+use crate::mirror::KeyValue;
 
 fn options(page_size: i64) -> MirrorOptions {
     MirrorOptions { page_size, ..MirrorOptions::new("/p/") }
@@ -96,13 +97,32 @@ struct Bench {
     now: Instant,
     copy: State,
     reasons: Vec<ResyncReason>,
+    /// Revision and key of each change since the last full state, but for refreshed ones.
+    told: Vec<(i64, String)>,
+    /// Full states beside the watch that were not what its events had made.
+    differing_refreshes: usize,
+    /// Whether a page beside the watch comes before the watch's next message.
+    fetches_beside: bool,
 }
 
 impl Bench {
     fn new(page_size: i64) -> Self {
+        Self::with(options(page_size))
+    }
+
+    fn with(options: MirrorOptions) -> Self {
         let now = Instant::now();
-        let machine = MirrorMachine::new(options(page_size), now);
-        Self { machine, etcd: Etcd::new(7), watch: None, now, copy: State::new(), reasons: vec![] }
+        Self {
+            machine: MirrorMachine::new(options, now),
+            etcd: Etcd::new(7),
+            watch: None,
+            now,
+            copy: State::new(),
+            reasons: vec![],
+            told: vec![],
+            differing_refreshes: 0,
+            fetches_beside: true,
+        }
     }
 
     /// One step with everything going well.
@@ -119,7 +139,13 @@ impl Bench {
                 self.watch = Some((from, true));
                 self.machine.opened(self.now);
             }
-            Step::Listen { .. } => {
+            Step::Listen { beside: Beside::Page(range), .. } if self.fetches_beside => {
+                self.machine.ranged(self.etcd.range(&range), self.now, self.now, 0.5);
+            }
+            Step::Listen { ask_at, .. } => {
+                if ask_at <= self.now {
+                    self.machine.asked(self.now);
+                }
                 let (next, fresh) = self.watch.as_mut().unwrap();
                 let message = if std::mem::take(fresh) {
                     Message { created: true, ..self.etcd.message() }
@@ -137,18 +163,45 @@ impl Bench {
             match event {
                 MirrorEvent::Synced { entries, reason } => {
                     self.reasons.push(reason);
+                    let before = std::mem::take(&mut self.copy);
                     self.copy = entries.iter().map(|e| (e.key.clone(), (e.mod_revision, e.value[0]))).collect();
-                }
-                MirrorEvent::Changed { puts, deletes, .. } => {
-                    for put in puts {
-                        self.copy.insert(put.key.clone(), (put.mod_revision, put.value[0]));
+                    match reason {
+                        ResyncReason::Refreshed => self.differing_refreshes += usize::from(before != self.copy),
+                        _ => self.told.clear(),
                     }
-                    for key in deletes {
-                        self.copy.remove(&key);
+                }
+                MirrorEvent::Changed { changes, revision } => {
+                    assert_eq!(changes.last().unwrap().revision(), revision);
+                    for change in changes {
+                        let told = (change.revision(), change.key().to_owned());
+                        assert!(self.told.last().is_none_or(|last| last.0 < told.0), "{told:?} after {:?}", self.told);
+                        self.told.push(told);
+                        match change {
+                            KeyChange::Put(put) => {
+                                self.copy.insert(put.key.clone(), (put.mod_revision, put.value[0]));
+                            }
+                            KeyChange::Delete { key, .. } => assert!(self.copy.remove(&key).is_some()),
+                        }
                     }
                 }
             }
         }
+    }
+
+    /// Goes on to when the full state is to be fetched beside the watch.
+    fn refresh_is_due(&mut self) {
+        let Step::Listen { beside: Beside::NothingUntil(due), .. } = self.machine.next(self.now) else {
+            panic!("no refresh")
+        };
+        assert!((40..=61).contains(&(due - self.now).as_secs()), "{:?}", due - self.now);
+        self.now = due;
+    }
+
+    /// A message of the watch, while a page is under way.
+    fn without_pages(&mut self) {
+        self.fetches_beside = false;
+        self.step();
+        self.fetches_beside = true;
     }
 
     fn cut(&mut self) {
@@ -284,10 +337,12 @@ fn silence_is_broken_by_asking_and_then_taken_for_death() {
     let mut bench = Bench::new(10);
     bench.in_step();
     let heard = bench.now;
-    let Step::Listen { ask_at, dead_at } = bench.machine.next(bench.now) else { panic!("not listening") };
+    let Step::Listen { ask_at, dead_at, .. } = bench.machine.next(bench.now) else { panic!("not listening") };
     assert_eq!((ask_at - heard, dead_at - heard), (Duration::from_secs(5), Duration::from_secs(12)));
     bench.machine.asked(ask_at);
-    let Step::Listen { ask_at: again, dead_at: still } = bench.machine.next(ask_at) else { panic!("not listening") };
+    let Step::Listen { ask_at: again, dead_at: still, .. } = bench.machine.next(ask_at) else {
+        panic!("not listening")
+    };
     assert_eq!((again - ask_at, still), (Duration::from_secs(5), dead_at));
     assert_eq!(bench.machine.status().last_contact, heard);
 }
@@ -319,19 +374,126 @@ fn waits_grow_while_nothing_works_and_begin_anew_once_the_watch_goes_on() {
 }
 
 #[test]
-fn several_changes_of_one_key_in_one_message_are_folded() {
+fn every_change_of_a_message_is_told_in_etcds_order() {
     let mut bench = Bench::new(10);
     bench.in_step();
-    bench.etcd.put("/p/a", 1);
-    bench.etcd.delete("/p/a");
     bench.etcd.put("/p/b", 1);
+    bench.etcd.put("/p/a", 1);
     bench.etcd.delete("/p/b");
     bench.etcd.put("/p/b", 2);
-    let (next, _) = bench.watch.as_mut().unwrap();
-    let message = bench.etcd.watch(next);
-    bench.machine.received(message, bench.now, 0.5);
-    let Some(MirrorEvent::Changed { puts, deletes, revision }) = bench.machine.take_event() else { panic!("nothing") };
-    assert_eq!((puts.len(), puts[0].value[0], deletes, revision), (1, 2, vec!["/p/a".to_owned()], 6));
+    bench.step();
+    let told: Vec<_> = bench.told.iter().map(|(revision, key)| (*revision, key.as_str())).collect();
+    assert_eq!(told, [(2, "/p/b"), (3, "/p/a"), (4, "/p/b"), (5, "/p/b")]);
+}
+
+fn refreshing() -> Bench {
+    Bench::with(MirrorOptions { page_size: 2, refresh: Some(Duration::from_secs(60)), ..MirrorOptions::new("/p/") })
+}
+
+#[test]
+fn the_full_state_is_fetched_at_the_interval_and_the_watch_goes_on_meanwhile() {
+    let mut bench = refreshing();
+    for key in 0..5 {
+        bench.etcd.put(&format!("/p/{key}"), 1);
+    }
+    bench.in_step();
+    bench.refresh_is_due();
+    for revision in [0, 6, 6] {
+        let Step::Listen { beside: Beside::Page(range), .. } = bench.machine.next(bench.now) else { panic!("no page") };
+        assert_eq!((range.limit, range.revision), (2, revision));
+        bench.step();
+        bench.etcd.put("/p/0", 2);
+        bench.etcd.delete("/p/4");
+        bench.without_pages();
+        assert_eq!(&bench.copy, bench.etcd.states.last().unwrap());
+        assert!(bench.machine.status().synced);
+    }
+    bench.in_step();
+    assert_eq!(bench.reasons, [ResyncReason::First, ResyncReason::Refreshed]);
+    assert_eq!(bench.told.iter().map(|(revision, _)| *revision).collect::<Vec<_>>(), [7, 8, 9, 10]);
+    assert_eq!(bench.differing_refreshes, 0);
+    assert!(matches!(bench.machine.next(bench.now), Step::Listen { beside: Beside::NothingUntil(_), .. }));
+}
+
+#[test]
+fn a_full_state_that_the_watch_has_not_come_to_waits_for_it() {
+    let mut bench = refreshing();
+    bench.etcd.put("/p/a", 1);
+    bench.in_step();
+    bench.refresh_is_due();
+    bench.etcd.put("/p/a", 2);
+    bench.step();
+    assert_eq!(bench.reasons, [ResyncReason::First]);
+    let Step::Listen { ask_at, .. } = bench.machine.next(bench.now) else { panic!("not listening") };
+    assert_eq!(ask_at, bench.now, "etcd is asked at once how far the watch is");
+    // The next message holds changes before and after the full state.
+    bench.etcd.put("/p/a", 3);
+    bench.etcd.delete("/p/a");
+    bench.step();
+    assert_eq!(bench.reasons, [ResyncReason::First, ResyncReason::Refreshed]);
+    assert_eq!((bench.differing_refreshes, bench.told.len()), (0, 3));
+    bench.in_step();
+}
+
+#[test]
+fn what_the_watch_missed_comes_with_the_next_full_state() {
+    let mut bench = refreshing();
+    bench.etcd.put("/p/a", 1);
+    bench.in_step();
+    bench.etcd.put("/p/a", 2);
+    bench.etcd.put("/p/b", 1);
+    // The watch skips a change, as none should.
+    bench.watch.as_mut().unwrap().0 = 4;
+    bench.step();
+    assert_eq!(bench.copy["/p/a"], (2, 1));
+    bench.refresh_is_due();
+    bench.in_step();
+    assert_eq!(bench.copy["/p/a"], (3, 2));
+    assert_eq!((bench.differing_refreshes, bench.count(ResyncReason::Refreshed)), (1, 1));
+}
+
+#[test]
+fn a_change_that_comes_after_the_full_state_that_contains_it_is_not_told_again() {
+    let mut bench = refreshing();
+    bench.etcd.put("/p/a", 1);
+    bench.in_step();
+    bench.refresh_is_due();
+    bench.etcd.put("/p/a", 2);
+    bench.etcd.put("/p/a", 3);
+    bench.step();
+    // etcd says that the watch is there, and it is not.
+    let early = Message { ..bench.etcd.message() };
+    bench.machine.received(early, bench.now, 0.5);
+    bench.consume();
+    assert_eq!(bench.copy["/p/a"], (4, 3));
+    bench.in_step();
+    assert_eq!(bench.told, []);
+}
+
+#[test]
+fn pages_beside_the_watch_that_are_compacted_away_leave_the_watch_alone() {
+    let mut bench = refreshing();
+    bench.in_step();
+    bench.refresh_is_due();
+    bench.machine.ranged(Err(RangeFailure::Compacted), bench.now, bench.now, 0.5);
+    assert!(bench.machine.status().synced);
+    assert!(matches!(bench.machine.next(bench.now), Step::Listen { beside: Beside::NothingUntil(_), .. }));
+    // Any other failure is one of the connection.
+    bench.refresh_is_due();
+    bench.machine.ranged(Err(RangeFailure::Broken("gone".into())), bench.now, bench.now, 0.5);
+    assert!(matches!(bench.machine.next(bench.now), Step::Wait(_)));
+}
+
+#[test]
+fn another_cluster_that_answers_beside_the_watch_is_noticed() {
+    let mut bench = refreshing();
+    bench.etcd.put("/p/a", 1);
+    bench.in_step();
+    bench.refresh_is_due();
+    bench.etcd = Etcd::new(8);
+    bench.step();
+    bench.in_step();
+    assert_eq!(bench.reasons, [ResyncReason::First, ResyncReason::ClusterChanged]);
 }
 
 #[test]
@@ -399,6 +561,9 @@ fn the_end_of_a_prefix_is_the_first_key_after_it() {
 #[derive(Clone, Debug)]
 enum Event {
     Step,
+    /// A step during which no page comes.
+    WithoutPages,
+    Later,
     Put(u8, u8),
     Delete(u8),
     Compact,
@@ -411,6 +576,8 @@ enum Event {
 fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         12 => Just(Event::Step),
+        3 => Just(Event::WithoutPages),
+        3 => Just(Event::Later),
         4 => (0u8..9, any::<u8>()).prop_map(|(key, value)| Event::Put(key, value)),
         2 => (0u8..9).prop_map(Event::Delete),
         1 => Just(Event::Compact),
@@ -425,12 +592,16 @@ proptest! {
     #[test]
     fn whatever_happens_the_copy_ends_up_as_etcd_is(
         page_size in 1i64..5,
+        refreshes: bool,
         events in prop::collection::vec(event(), 1..150),
     ) {
-        let mut bench = Bench::new(page_size);
+        let refresh = refreshes.then_some(Duration::from_secs(1));
+        let mut bench = Bench::with(MirrorOptions { refresh, ..options(page_size) });
         for event in events {
             match event {
                 Event::Step => bench.step(),
+                Event::WithoutPages => bench.without_pages(),
+                Event::Later => bench.now += Duration::from_millis(700),
                 Event::Put(key, value) => bench.etcd.put(&format!("/p/{key}"), value),
                 Event::Delete(key) => bench.etcd.delete(&format!("/p/{key}")),
                 Event::Compact => bench.etcd.compacted = bench.etcd.revision(),
@@ -451,5 +622,6 @@ proptest! {
             }
         }
         bench.in_step();
+        prop_assert_eq!(bench.differing_refreshes, 0);
     }
 }

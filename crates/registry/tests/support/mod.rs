@@ -19,7 +19,9 @@ use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
 };
-use waypost_registry::{ConnectOptions, Connector, MirrorEvent, RegistrationHandle, RegistrationState, ResyncReason};
+use waypost_registry::{
+    ConnectOptions, Connector, KeyChange, MirrorEvent, RegistrationHandle, RegistrationState, ResyncReason,
+};
 
 /// No condition takes longer, however busy the machine is.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -210,11 +212,15 @@ impl Copy {
                     self.reasons.push(reason);
                     self.keys = entries.iter().map(|entry| (entry.key.clone(), entry.value.clone())).collect();
                 }
-                MirrorEvent::Changed { puts, deletes, .. } => {
+                MirrorEvent::Changed { changes, .. } => {
                     self.changes += 1;
-                    self.keys.extend(puts.iter().map(|entry| (entry.key.clone(), entry.value.clone())));
-                    for key in deletes {
-                        assert!(self.keys.remove(&key).is_some(), "{key} was not there");
+                    for change in changes {
+                        match change {
+                            KeyChange::Put(put) => _ = self.keys.insert(put.key.clone(), put.value.clone()),
+                            KeyChange::Delete { key, .. } => {
+                                assert!(self.keys.remove(&key).is_some(), "{key} was not there");
+                            }
+                        }
                     }
                 }
             }
