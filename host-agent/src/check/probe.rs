@@ -9,7 +9,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
 use waypost_catalog::Protocol;
 
-use crate::config::{Check, CheckKind};
+use crate::config::{Probe, Probing};
 
 /// Most of an answer's body that is read before it counts as too much to be a health answer.
 const BODY_LIMIT: usize = 1024 * 1024;
@@ -37,22 +37,36 @@ pub enum ProbeError {
     Timeout(Duration),
 }
 
-/// Probes what listens at `target`.
+/// What is probed.
+#[derive(Clone, Copy, Debug)]
+pub struct Target<'a> {
+    /// The service's name.
+    pub service: &'a str,
+    /// Name of its instance.
+    pub instance: &'a str,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// What it speaks.
+    pub protocol: Protocol,
+}
+
+/// Probes `target`: what it said.
 ///
 /// # Errors
 /// [`ProbeError`] if the probe fails.
-pub async fn probe(check: &Check, target: SocketAddr, protocol: Protocol) -> Result<(), ProbeError> {
+pub async fn probe(probing: &Probing, target: &Target<'_>) -> Result<String, ProbeError> {
+    let address = target.address;
     let outcome = async {
-        let stream = TcpStream::connect(target).await.map_err(ProbeError::Connect)?;
-        match &check.kind {
-            CheckKind::Tcp => Ok(()),
-            CheckKind::Http { path } => http(stream, target, path, protocol).await,
+        let stream = TcpStream::connect(address).await.map_err(ProbeError::Connect)?;
+        match &probing.probe {
+            Probe::Tcp => Ok(format!("{address} takes connections")),
+            Probe::Http { path } => http(stream, address, path, target.protocol).await,
         }
     };
-    tokio::time::timeout(check.timeout, outcome).await.unwrap_or(Err(ProbeError::Timeout(check.timeout)))
+    tokio::time::timeout(probing.timeout, outcome).await.unwrap_or(Err(ProbeError::Timeout(probing.timeout)))
 }
 
-async fn http(stream: TcpStream, target: SocketAddr, path: &str, protocol: Protocol) -> Result<(), ProbeError> {
+async fn http(stream: TcpStream, target: SocketAddr, path: &str, protocol: Protocol) -> Result<String, ProbeError> {
     let io = TokioIo::new(stream);
     let request = Request::get(match protocol {
         Protocol::Http1 => path.to_owned(),
@@ -77,8 +91,8 @@ async fn http(stream: TcpStream, target: SocketAddr, path: &str, protocol: Proto
 /// Runs the connection beside the exchange, in the same task: dropping the probe drops both.
 async fn drive(
     connection: impl Future<Output = Result<(), hyper::Error>>,
-    exchange: impl Future<Output = Result<(), ProbeError>>,
-) -> Result<(), ProbeError> {
+    exchange: impl Future<Output = Result<String, ProbeError>>,
+) -> Result<String, ProbeError> {
     let mut exchange = std::pin::pin!(exchange);
     tokio::select! {
         outcome = &mut exchange => outcome,
@@ -87,14 +101,14 @@ async fn drive(
     }
 }
 
-async fn finish(response: hyper::Response<hyper::body::Incoming>) -> Result<(), ProbeError> {
+async fn finish(response: hyper::Response<hyper::body::Incoming>) -> Result<String, ProbeError> {
     let status = response.status();
     // Read to the end, frame by frame, so that the service does not see a reset for every check.
     let mut body = Limited::new(response.into_body(), BODY_LIMIT);
     while let Some(frame) = body.frame().await {
         frame.map_err(|_| ProbeError::Body)?;
     }
-    if (200..400).contains(&status.as_u16()) { Ok(()) } else { Err(ProbeError::Status(status)) }
+    if (200..400).contains(&status.as_u16()) { Ok(status.to_string()) } else { Err(ProbeError::Status(status)) }
 }
 
 #[cfg(test)]
@@ -106,13 +120,17 @@ mod tests {
 
     use super::*;
 
-    fn check(kind: CheckKind) -> Check {
+    fn probing(probe: Probe) -> Probing {
         let interval = Duration::from_secs(1);
-        Check { kind, interval, timeout: Duration::from_millis(300), rise: 1, fall: 1 }
+        Probing { probe, interval, jitter: Duration::ZERO, timeout: Duration::from_millis(300) }
     }
 
-    fn http_check() -> Check {
-        check(CheckKind::Http { path: "/healthz".into() })
+    fn http_probing() -> Probing {
+        probing(Probe::Http { path: "/healthz".into() })
+    }
+
+    fn target(address: SocketAddr, protocol: Protocol) -> Target<'static> {
+        Target { service: "web", instance: "web-1", address, protocol }
     }
 
     /// Answers one connection with `answer` and gives back what it read.
@@ -129,15 +147,15 @@ mod tests {
         (address, task)
     }
 
-    async fn outcome(answer: &'static str) -> Result<(), String> {
+    async fn outcome(answer: &'static str) -> Result<String, String> {
         let (address, _task) = server(answer).await;
-        probe(&http_check(), address, Protocol::Http1).await.map_err(|error| error.to_string())
+        probe(&http_probing(), &target(address, Protocol::Http1)).await.map_err(|error| error.to_string())
     }
 
     #[tokio::test]
     async fn an_http_probe_asks_for_the_path_and_closes() {
         let (address, task) = server("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
-        probe(&http_check(), address, Protocol::Http1).await.unwrap();
+        probe(&http_probing(), &target(address, Protocol::Http1)).await.unwrap();
         let asked = task.await.unwrap();
         assert!(asked.starts_with("GET /healthz HTTP/1.1\r\n"), "{asked}");
         assert!(asked.contains(&format!("host: {address}\r\n")), "{asked}");
@@ -146,7 +164,7 @@ mod tests {
 
     #[tokio::test]
     async fn redirects_pass_and_errors_fail() {
-        assert_eq!(outcome("HTTP/1.1 302 Found\r\ncontent-length: 0\r\n\r\n").await, Ok(()));
+        assert_eq!(outcome("HTTP/1.1 302 Found\r\ncontent-length: 0\r\n\r\n").await, Ok("302 Found".into()));
         let failed = outcome("HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n").await;
         assert_eq!(failed, Err("answered 503 Service Unavailable".into()));
         let failed = outcome("HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n").await;
@@ -162,9 +180,9 @@ mod tests {
     async fn a_server_that_accepts_and_says_nothing_fails_at_the_deadline() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let error = probe(&http_check(), address, Protocol::Http1).await.unwrap_err();
+        let error = probe(&http_probing(), &target(address, Protocol::Http1)).await.unwrap_err();
         assert!(matches!(error, ProbeError::Timeout(_)), "{error}");
-        probe(&check(CheckKind::Tcp), address, Protocol::Http1).await.unwrap();
+        probe(&probing(Probe::Tcp), &target(address, Protocol::Http1)).await.unwrap();
     }
 
     #[tokio::test]
@@ -172,8 +190,8 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         drop(listener);
-        for check in [http_check(), check(CheckKind::Tcp)] {
-            let error = probe(&check, address, Protocol::Http1).await.unwrap_err();
+        for probing in [http_probing(), probing(Probe::Tcp)] {
+            let error = probe(&probing, &target(address, Protocol::Http1)).await.unwrap_err();
             assert!(matches!(error, ProbeError::Connect(_)), "{error}");
         }
     }
@@ -191,6 +209,6 @@ mod tests {
             );
             axum::serve(listener, router).await
         });
-        probe(&http_check(), address, Protocol::Http2).await.unwrap();
+        probe(&http_probing(), &target(address, Protocol::Http2)).await.unwrap();
     }
 }

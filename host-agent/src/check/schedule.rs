@@ -9,9 +9,9 @@ pub fn first_delay(interval: Duration, random: f64) -> Duration {
     interval.min(FIRST_WITHIN).mul_f64(random)
 }
 
-/// Wait between two probes: the interval, a tenth less up to a tenth more. `random` is in 0..1.
-pub fn next_delay(interval: Duration, random: f64) -> Duration {
-    interval.mul_f64(0.9 + 0.2 * random)
+/// Wait between two probes: the interval, as much as `jitter` less up to as much more. `random` is in 0..1.
+pub fn next_delay(interval: Duration, jitter: Duration, random: f64) -> Duration {
+    interval.saturating_sub(jitter) + (jitter.min(interval) * 2).mul_f64(random)
 }
 
 #[cfg(test)]
@@ -27,9 +27,11 @@ mod tests {
 
     #[test]
     fn later_probes_spread_around_the_interval() {
-        let interval = Duration::from_secs(2);
-        assert_eq!(next_delay(interval, 0.0), Duration::from_millis(1800));
-        assert_eq!(next_delay(interval, 0.5), interval);
-        assert!(next_delay(interval, 0.999) < Duration::from_millis(2200));
+        let (interval, jitter) = (Duration::from_secs(2), Duration::from_millis(200));
+        assert_eq!(next_delay(interval, jitter, 0.0), Duration::from_millis(1800));
+        assert_eq!(next_delay(interval, jitter, 0.5), interval);
+        assert!(next_delay(interval, jitter, 0.999) < Duration::from_millis(2200));
+        assert_eq!(next_delay(interval, Duration::ZERO, 0.999), interval);
+        assert_eq!(next_delay(interval, interval, 0.0), Duration::ZERO);
     }
 }

@@ -1,24 +1,29 @@
 //! From the outcomes of single probes to a service's health: a pure state machine.
 //!
 //! ```text
-//!   new -----> Starting --- pass ---------------------> Passing
-//!              (critical)                                 |  ^
-//!                                           fall failures |  | rise passes
-//!                                                         v  |
-//!   adopted -> Unknown ---- fall failures ------------> Critical
-//!              (as it was)
-//!                  `------- pass ---------------------> Passing
+//!   new, critical --> Starting ------ pass --------------------> Passing
+//!                     (critical)                                  |  ^
+//!   new, passing  -----------------------------------> Passing    |  | rise passes
+//!                                                  fall failures  |  |
+//!   new, undecided -> Undecided                                   v  |
+//!                     (not shown) --- fall failures -----------> Critical
+//!   adopted --------> Unknown
+//!                     (as it was) --- fall failures -----------> Critical
+//!                          either --- pass --------------------> Passing
 //! ```
 //!
-//! A new service is critical and passes with its first pass, so that it serves as early as it can. One whose
-//! registration outlived a restart of the agent keeps whatever the registry says of it until its checks decide, so
-//! that the restart alone changes nothing.
+//! A new service is what its configuration calls it `initial`ly, and passes with its first pass, so that it serves as
+//! early as it can. One whose registration outlived a restart of the agent keeps whatever the registry says of it until
+//! its checks decide, so that the restart alone changes nothing.
 
 use waypost_catalog::Health;
+
+use crate::config::{Check, Initial};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Status {
     Starting,
+    Undecided,
     Unknown,
     Passing,
     Critical,
@@ -36,13 +41,18 @@ pub struct CheckState {
 
 impl CheckState {
     /// Of a service that was not registered before.
-    pub fn new(rise: u32, fall: u32) -> Self {
-        Self { status: Status::Starting, against: 0, rise, fall }
+    pub fn new(check: &Check) -> Self {
+        let status = match check.initial {
+            Initial::Undecided => Status::Undecided,
+            Initial::Passing => Status::Passing,
+            Initial::Critical => Status::Starting,
+        };
+        Self { status, against: 0, rise: check.rise, fall: check.fall }
     }
 
     /// Of a service that may still be registered from the agent's previous run.
-    pub fn adopted(rise: u32, fall: u32) -> Self {
-        Self { status: Status::Unknown, ..Self::new(rise, fall) }
+    pub fn adopted(check: &Check) -> Self {
+        Self { status: Status::Unknown, ..Self::new(check) }
     }
 
     /// The same health under other thresholds.
@@ -50,10 +60,15 @@ impl CheckState {
         (self.rise, self.fall, self.against) = (rise, fall, 0);
     }
 
-    /// The health to show; `None` while the registry is left as it is.
+    /// Whether the registry is left as it was found.
+    pub fn is_adopted(&self) -> bool {
+        self.status == Status::Unknown
+    }
+
+    /// The health to show; `None` while that is undecided.
     pub fn health(&self) -> Option<Health> {
         match self.status {
-            Status::Unknown => None,
+            Status::Undecided | Status::Unknown => None,
             Status::Passing => Some(Health::Passing),
             Status::Starting | Status::Critical => Some(Health::Critical),
         }
@@ -65,7 +80,7 @@ impl CheckState {
         let agrees = match self.status {
             Status::Passing => passed,
             Status::Starting | Status::Critical => !passed,
-            Status::Unknown => false,
+            Status::Undecided | Status::Unknown => false,
         };
         if agrees {
             self.against = 0;
@@ -73,7 +88,7 @@ impl CheckState {
         }
         self.against += 1;
         let (next, needed) = match (self.status, passed) {
-            (Status::Starting | Status::Unknown, true) => (Status::Passing, 1),
+            (Status::Starting | Status::Undecided | Status::Unknown, true) => (Status::Passing, 1),
             (_, true) => (Status::Passing, self.rise),
             (_, false) => (Status::Critical, self.fall),
         };
@@ -86,7 +101,22 @@ impl CheckState {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::config::CheckKind;
+
+    fn check(rise: u32, fall: u32, initial: Initial) -> Check {
+        Check { kind: CheckKind::Reported { ttl: Duration::from_secs(1) }, initial, rise, fall }
+    }
+
+    fn new(rise: u32, fall: u32) -> CheckState {
+        CheckState::new(&check(rise, fall, Initial::Critical))
+    }
+
+    fn adopted(rise: u32, fall: u32) -> CheckState {
+        CheckState::adopted(&check(rise, fall, Initial::Critical))
+    }
 
     fn after(mut state: CheckState, probes: &str) -> Option<Health> {
         for probe in probes.chars() {
@@ -97,40 +127,54 @@ mod tests {
 
     #[test]
     fn a_new_service_is_critical_and_passes_with_its_first_pass() {
-        assert_eq!(after(CheckState::new(3, 3), ""), Some(Health::Critical));
-        assert_eq!(after(CheckState::new(3, 3), "-"), Some(Health::Critical));
-        assert_eq!(after(CheckState::new(3, 3), "+"), Some(Health::Passing));
-        assert_eq!(after(CheckState::new(3, 3), "-----+"), Some(Health::Passing));
+        assert_eq!(after(new(3, 3), ""), Some(Health::Critical));
+        assert_eq!(after(new(3, 3), "-"), Some(Health::Critical));
+        assert_eq!(after(new(3, 3), "+"), Some(Health::Passing));
+        assert_eq!(after(new(3, 3), "-----+"), Some(Health::Passing));
+    }
+
+    #[test]
+    fn a_new_service_may_also_begin_as_passing_or_not_be_shown_until_its_checks_decide() {
+        let passing = || CheckState::new(&check(3, 2, Initial::Passing));
+        assert_eq!(after(passing(), ""), Some(Health::Passing));
+        assert_eq!(after(passing(), "-"), Some(Health::Passing));
+        assert_eq!(after(passing(), "--"), Some(Health::Critical));
+        assert_eq!(after(passing(), "--++"), Some(Health::Critical), "from now on it takes rise passes");
+        let undecided = || CheckState::new(&check(3, 2, Initial::Undecided));
+        assert_eq!(after(undecided(), "-"), None);
+        assert_eq!(after(undecided(), "--"), Some(Health::Critical));
+        assert_eq!(after(undecided(), "+"), Some(Health::Passing));
+        assert!(!undecided().is_adopted() && adopted(3, 2).is_adopted());
     }
 
     #[test]
     fn falling_takes_fall_failures_in_a_row() {
-        assert_eq!(after(CheckState::new(2, 3), "+--"), Some(Health::Passing));
-        assert_eq!(after(CheckState::new(2, 3), "+--+--"), Some(Health::Passing));
-        assert_eq!(after(CheckState::new(2, 3), "+---"), Some(Health::Critical));
-        assert_eq!(after(CheckState::new(2, 1), "+-"), Some(Health::Critical));
+        assert_eq!(after(new(2, 3), "+--"), Some(Health::Passing));
+        assert_eq!(after(new(2, 3), "+--+--"), Some(Health::Passing));
+        assert_eq!(after(new(2, 3), "+---"), Some(Health::Critical));
+        assert_eq!(after(new(2, 1), "+-"), Some(Health::Critical));
     }
 
     #[test]
     fn rising_again_takes_rise_passes_in_a_row() {
-        assert_eq!(after(CheckState::new(2, 1), "+-+"), Some(Health::Critical));
-        assert_eq!(after(CheckState::new(2, 1), "+-+-+"), Some(Health::Critical));
-        assert_eq!(after(CheckState::new(2, 1), "+-++"), Some(Health::Passing));
+        assert_eq!(after(new(2, 1), "+-+"), Some(Health::Critical));
+        assert_eq!(after(new(2, 1), "+-+-+"), Some(Health::Critical));
+        assert_eq!(after(new(2, 1), "+-++"), Some(Health::Passing));
     }
 
     #[test]
     fn an_adopted_service_stays_as_it_was_until_its_checks_decide() {
-        assert_eq!(after(CheckState::adopted(2, 3), ""), None);
-        assert_eq!(after(CheckState::adopted(2, 3), "--"), None);
-        assert_eq!(after(CheckState::adopted(2, 3), "---"), Some(Health::Critical));
-        assert_eq!(after(CheckState::adopted(2, 3), "---+"), Some(Health::Critical));
-        assert_eq!(after(CheckState::adopted(2, 3), "--+"), Some(Health::Passing));
-        assert_eq!(after(CheckState::adopted(2, 3), "+"), Some(Health::Passing));
+        assert_eq!(after(adopted(2, 3), ""), None);
+        assert_eq!(after(adopted(2, 3), "--"), None);
+        assert_eq!(after(adopted(2, 3), "---"), Some(Health::Critical));
+        assert_eq!(after(adopted(2, 3), "---+"), Some(Health::Critical));
+        assert_eq!(after(adopted(2, 3), "--+"), Some(Health::Passing));
+        assert_eq!(after(adopted(2, 3), "+"), Some(Health::Passing));
     }
 
     #[test]
     fn only_a_change_of_health_is_reported_as_one() {
-        let mut state = CheckState::adopted(1, 2);
+        let mut state = adopted(1, 2);
         assert!(state.observe(true));
         assert!(!state.observe(true));
         assert!(!state.observe(false));
@@ -141,7 +185,7 @@ mod tests {
 
     #[test]
     fn new_thresholds_keep_the_health_and_start_counting_anew() {
-        let mut state = CheckState::new(1, 2);
+        let mut state = new(1, 2);
         state.observe(true);
         state.observe(false);
         state.set_thresholds(1, 2);

@@ -4,7 +4,7 @@ use std::{fmt::Write as _, path::Path};
 
 use serde_json::{Value, json};
 
-use crate::config::{Check, CheckKind, Config, ConfigError, format_duration};
+use crate::config::{Check, CheckKind, Config, ConfigError, Probe, format_duration};
 
 /// The configuration in a few aligned lines.
 pub(super) fn summary(file: &Path, config: &Config) -> String {
@@ -60,11 +60,16 @@ pub(super) fn summary(file: &Path, config: &Config) -> String {
 }
 
 fn describe(check: &Check) -> String {
-    let kind = match &check.kind {
-        CheckKind::Http { path } => format!("http {path}"),
-        CheckKind::Tcp => "tcp".to_owned(),
-    };
-    format!("{kind} every {}", format_duration(check.interval))
+    match &check.kind {
+        CheckKind::Reported { ttl } => format!("ttl {}", format_duration(*ttl)),
+        CheckKind::Asked(probing) => {
+            let probe = match &probing.probe {
+                Probe::Http { path } => format!("http {path}"),
+                Probe::Tcp => "tcp".to_owned(),
+            };
+            format!("{probe} every {}", format_duration(probing.interval))
+        }
+    }
 }
 
 /// Rows with every column as wide as its widest cell.

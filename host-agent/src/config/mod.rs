@@ -2,6 +2,7 @@
 //!
 //! Every problem of a file is reported, with its line, its column and what is allowed there.
 
+mod check;
 mod reader;
 mod report;
 mod sections;
@@ -22,8 +23,9 @@ use waypost_registry::format::Format;
 
 use self::reader::{Problems, Section};
 pub use self::{
+    check::{Check, CheckKind, Initial, Probe, Probing},
     report::{ConfigError, Invalid, Problem},
-    service::{Check, CheckKind, Service},
+    service::Service,
     values::{format_duration, parse_duration},
 };
 

@@ -5,10 +5,13 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use waypost_catalog::Protocol;
 use waypost_registry::format::Format;
 
-use super::{Auth, Config, DEFAULT_SOCKET, Etcd, Guard, Password, Watch, Xds, reader::Section, service, values};
+use super::{
+    Auth, Config, DEFAULT_SOCKET, Etcd, Guard, Password, Watch, Xds,
+    reader::Section,
+    service,
+    values::{self, MS, SECOND},
+};
 
-const MS: Duration = Duration::from_millis(1);
-const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// The prefix under which Waypost's own format keeps services, unless another is named.

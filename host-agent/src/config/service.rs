@@ -1,4 +1,4 @@
-//! A service of this host, and its check.
+//! A service of this host.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -12,10 +12,11 @@ use waypost_registry::{
     format::{EncodeError, Format, Timestamps},
 };
 
-use super::{reader::Section, values};
-
-const MS: Duration = Duration::from_millis(1);
-const SECOND: Duration = Duration::from_secs(1);
+use super::{
+    check::{Check, check},
+    reader::Section,
+    values::{self, SECOND},
+};
 
 /// A service of this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,33 +49,6 @@ pub struct Service {
     pub ttl: Duration,
     /// Its check; without one it passes always.
     pub check: Option<Check>,
-}
-
-/// A health check.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Check {
-    /// What is asked.
-    pub kind: CheckKind,
-    /// Time from one probe to the next.
-    pub interval: Duration,
-    /// Deadline of a probe.
-    pub timeout: Duration,
-    /// Passes in a row that make a critical service pass.
-    pub rise: u32,
-    /// Failures in a row that make a passing service critical.
-    pub fall: u32,
-}
-
-/// What a check asks.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum CheckKind {
-    /// Whether a `GET` of this path answers with a status of 200 to 399.
-    Http {
-        /// The path, beginning with `/`.
-        path: String,
-    },
-    /// Whether the port accepts a connection.
-    Tcp,
 }
 
 impl Service {
@@ -166,33 +140,4 @@ fn service(section: &Section<'_>, node: &str) -> Option<Service> {
         section.problem(key, error.to_string());
     }
     Some(service)
-}
-
-fn check(section: Section<'_>) -> Option<Check> {
-    let kind = section.require("type", "\"http\" or \"tcp\"", |value| match values::text(value)?.as_str() {
-        kind @ ("http" | "tcp") => Ok(kind.to_owned()),
-        other => Err(format!("{other:?} is no type of check: allowed are \"http\" and \"tcp\"")),
-    });
-    let path = section.get("path", values::request_path);
-    let interval = section.get("interval", values::duration(100 * MS..=3600 * SECOND)).unwrap_or(2 * SECOND);
-    let timeout = section.get("timeout", values::duration(10 * MS..=60 * SECOND));
-    let rise = section.get("rise", values::integer(1..=100)).unwrap_or(2);
-    let fall = section.get("fall", values::integer(1..=100)).unwrap_or(3);
-    if let Some(timeout) = timeout.filter(|timeout| *timeout > interval) {
-        let (timeout, interval) = (values::format_duration(timeout), values::format_duration(interval));
-        section.problem(
-            "timeout",
-            format!("{timeout} is longer than the interval of {interval}: the two may be equal at most"),
-        );
-    }
-    if kind.as_deref() == Some("tcp") && section.has("path") {
-        section.problem("path", "is for checks of type \"http\"");
-    }
-    section.finish();
-    let kind = match kind?.as_str() {
-        "http" => CheckKind::Http { path: path.unwrap_or_else(|| "/".to_owned()) },
-        _ => CheckKind::Tcp,
-    };
-    let timeout = timeout.unwrap_or_else(|| SECOND.min(interval));
-    Some(Check { kind, interval, timeout, rise, fall })
 }

@@ -53,16 +53,17 @@ fn a_service_needs_a_name_and_a_port_only() {
     assert_eq!(service.address, AddressSource::Auto);
     assert_eq!((service.format, service.ttl), (Format::Waypost, Duration::from_secs(5)));
     let check = service.check.as_ref().unwrap();
-    assert_eq!(check.kind, CheckKind::Http { path: "/".into() });
-    assert_eq!((check.interval, check.timeout), (Duration::from_secs(2), Duration::from_secs(1)));
-    assert_eq!((check.rise, check.fall), (2, 3));
+    let seconds = Duration::from_secs;
+    let (probe, jitter) = (Probe::Http { path: "/".into() }, Duration::from_millis(200));
+    assert_eq!(check.kind, CheckKind::Asked(Probing { probe, interval: seconds(2), jitter, timeout: seconds(1) }));
+    assert_eq!((check.initial, check.rise, check.fall), (Initial::Critical, 2, 3));
 }
 
 #[test]
 fn the_example_file_is_right_and_shows_every_key() {
     let text = include_str!("../../agent.example.toml");
     let config = config(text);
-    assert_eq!(config.services.len(), 2);
+    assert_eq!(config.services.len(), 3);
     assert_eq!(config.watches.len(), 2);
     // What the example leaves commented out is right as well.
     let uncommented: String =
@@ -243,6 +244,14 @@ fn service_settings_that_contradict_each_other_are_refused() {
             "agent.toml:4:64: service.check.timeout: 2s is longer than the interval of 1s: the two may be equal at most",
         ],
     );
+    assert_problems(
+        &format!("{service}check = {{ type = \"ttl\", interval = \"1s\", initial = \"up\" }}"),
+        &[
+            "agent.toml:4:9: service.check.ttl: missing: write how long a report counts, such as \"10s\"",
+            "agent.toml:4:36: service.check.interval: is for checks of type \"http\" and \"tcp\"",
+            "agent.toml:4:52: service.check.initial: \"up\" is no status: allowed are \"undecided\", \"passing\" and \"critical\"",
+        ],
+    );
     let long = "x".repeat(70_000);
     let found = problems(&format!("{ETCD}{service}metadata = {{ a = \"{long}\" }}"));
     assert!(found.starts_with("agent.toml:6:12: service.metadata: node 127.0.0.1:80 takes"), "{found}");
@@ -285,7 +294,9 @@ fn what_a_format_cannot_say_is_refused() {
 fn a_short_interval_shortens_the_default_timeout() {
     let text =
         format!("{ETCD}[[service]]\nname = \"a\"\nport = 80\ncheck = {{ type = \"tcp\", interval = \"200ms\" }}");
-    assert_eq!(config(&text).services[0].check.as_ref().unwrap().timeout, Duration::from_millis(200));
+    let check = config(&text).services.remove(0).check.unwrap();
+    let CheckKind::Asked(Probing { timeout, jitter, .. }) = check.kind else { panic!("{check:?}") };
+    assert_eq!((timeout, jitter), (Duration::from_millis(200), Duration::from_millis(20)));
 }
 
 #[test]

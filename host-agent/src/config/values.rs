@@ -8,6 +8,9 @@ use waypost_registry::format::Format;
 
 use super::reader::{Parsed, wrong_type};
 
+pub(super) const MS: Duration = Duration::from_millis(1);
+pub(super) const SECOND: Duration = Duration::from_secs(1);
+
 const DURATION_FORM: &str = "write a number and ms, s or m, such as \"2s\"";
 
 pub(super) fn text(value: &DeValue<'_>) -> Parsed<String> {

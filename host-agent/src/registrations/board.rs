@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use waypost_catalog::{Health, ServiceName};
 use waypost_registry::registrar::RegistrationState;
 
-use crate::config::Service;
+use crate::{check::CheckReport, config::Service};
 
 /// What makes a registration the same one across reloads.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,7 +39,9 @@ pub struct ServiceStatus {
     pub health: Option<Health>,
     /// Its registration, once there is one.
     pub registration: Option<watch::Receiver<RegistrationState>>,
-    /// Why it is not registered, or its last probe's failure.
+    /// What its check said last, if it has one that has said something.
+    pub check: Option<CheckReport>,
+    /// Why it is not registered.
     pub problem: Option<String>,
 }
 

@@ -17,9 +17,16 @@ use waypost_registry::{
     Format, Registrar, Registration, RegistrationHandle, address::AddressError, format::Timestamps,
 };
 
-use super::board::{Board, ServiceId};
+use super::{
+    board::{Board, ServiceId},
+    heartbeats::Heartbeats,
+};
 use crate::{
-    check::{CheckState, probe, schedule},
+    check::{
+        CheckStatus, Runner,
+        probe::Target,
+        runner::{Cue, Verdict},
+    },
     config::Service,
 };
 
@@ -54,6 +61,15 @@ pub(super) enum Progress {
     Gone,
 }
 
+/// What all keepers share.
+#[derive(Clone, Debug)]
+pub(super) struct Shared {
+    pub(super) board: Arc<Board>,
+    pub(super) heartbeats: Heartbeats,
+    /// Cancelled: leave without waiting for the drain.
+    pub(super) cut: CancellationToken,
+}
+
 /// The keeper of one service.
 pub(super) struct Keeper {
     id: ServiceId,
@@ -63,9 +79,9 @@ pub(super) struct Keeper {
     desired: watch::Receiver<Desired>,
     progress: watch::Sender<Progress>,
     board: Arc<Board>,
-    /// Cancelled: leave without waiting for the drain.
+    heartbeats: Heartbeats,
     cut: CancellationToken,
-    check: Option<CheckState>,
+    check: Option<Runner>,
     handle: Option<RegistrationHandle>,
     target: Option<SocketAddr>,
     registered_at: SystemTime,
@@ -78,12 +94,12 @@ impl Keeper {
         adopts: Option<i64>,
         desired: watch::Receiver<Desired>,
         progress: watch::Sender<Progress>,
-        board: Arc<Board>,
-        cut: CancellationToken,
+        shared: Shared,
     ) -> Self {
+        let Shared { board, heartbeats, cut } = shared;
         let registered_at = SystemTime::now();
         let (check, handle, target) = (None, None, None);
-        Self { id, registrar, adopts, desired, progress, board, cut, check, handle, target, registered_at }
+        Self { id, registrar, adopts, desired, progress, board, heartbeats, cut, check, handle, target, registered_at }
     }
 
     /// Runs until nobody can ask for anything any more.
@@ -110,39 +126,43 @@ impl Keeper {
     async fn serve(&mut self, service: &Service) {
         let address = self.address(service).await;
         self.set_address(address, service.port);
-        let (mut probe_at, mut lease) = (None, self.registrar.lease());
-        match &service.check {
-            None => {
-                self.check = None;
-                self.show(service);
-            }
-            Some(check) => {
-                let known = self.handle.is_some() || self.adopts.is_some_and(|lease| self.registrar_has(lease));
-                let (rise, fall) = (check.rise, check.fall);
-                let start = || if known { CheckState::adopted(rise, fall) } else { CheckState::new(rise, fall) };
-                self.check.get_or_insert_with(start).set_thresholds(rise, fall);
-                self.show(service);
-                probe_at = Some(Instant::now() + schedule::first_delay(check.interval, fastrand::f64()));
-            }
-        }
+        self.start_check(service);
+        self.show(service);
+        let mut lease = self.registrar.lease();
         let mut look_at = service.address.is_dynamic().then(|| Instant::now() + ADDRESS_INTERVAL);
         loop {
+            let undecided = self.undecided_lease();
             tokio::select! {
-                () = until(probe_at) => {
-                    self.probe(service).await;
-                    let delay = service.check.as_ref().map(|check| schedule::next_delay(check.interval, fastrand::f64()));
-                    probe_at = delay.map(|delay| Instant::now() + delay);
-                }
+                cue = cue(self.check.as_mut()) => self.check(service, cue).await,
                 () = until(look_at) => {
                     self.follow(service, service.address.resolve(self.target.map(|target| target.ip())));
                     look_at = Some(Instant::now() + ADDRESS_INTERVAL);
                 }
-                () = not_adopted(&mut lease, self.undecided_lease()) => {
+                () = not_adopted(&mut lease, undecided) => {
                     let (name, instance) = (&self.id.name, &self.id.instance);
                     info!(service = %name, instance, "the previous run's lease is not adopted: the service starts anew");
-                    self.check = service.check.as_ref().map(|check| CheckState::new(check.rise, check.fall));
+                    if let Some(check) = &mut self.check {
+                        check.start_anew();
+                    }
                     self.show(service);
                 }
+            }
+        }
+    }
+
+    /// Has the service checked as it is configured now.
+    fn start_check(&mut self, service: &Service) {
+        let Some(check) = &service.check else {
+            self.check = None;
+            self.board.update(&self.id, |status| status.check = None);
+            return;
+        };
+        let beats = self.heartbeats.of(&self.id);
+        match &mut self.check {
+            Some(runner) => runner.reconfigure(check, beats),
+            None => {
+                let known = self.handle.is_some() || self.adopts.is_some_and(|lease| self.registrar_has(lease));
+                self.check = Some(Runner::new(check, known, beats));
             }
         }
     }
@@ -153,25 +173,32 @@ impl Keeper {
 
     /// The lease that keeps the service as it was while its check has not decided.
     fn undecided_lease(&self) -> Option<i64> {
-        let undecided = self.check.as_ref().is_some_and(|check| check.health().is_none());
+        let undecided = self.check.as_ref().is_some_and(Runner::is_adopted);
         self.adopts.filter(|_| undecided && self.handle.is_none())
     }
 
-    /// Asks the service how it is.
-    async fn probe(&mut self, service: &Service) {
-        let (Some(check), Some(target)) = (&service.check, self.target) else { return };
-        let outcome = probe(check, target, service.protocol).await;
-        let problem = outcome.as_ref().err().map(ToString::to_string);
-        debug!(service = %self.id.name, instance = self.id.instance, problem, "probed");
-        self.board.update(&self.id, |status| status.problem.clone_from(&problem));
-        if !self.check.as_mut().is_some_and(|state| state.observe(outcome.is_ok())) {
-            return;
+    /// Finds out how the service is.
+    async fn check(&mut self, service: &Service, cue: Cue) {
+        let (Some(check), Some(address)) = (&mut self.check, self.target) else { return };
+        let (name, instance) = (&self.id.name, &self.id.instance);
+        let target = Target { service: name.as_str(), instance, address, protocol: service.protocol };
+        let Verdict { report, turned, changed } = check.follow(cue, &target).await;
+        let (outcome, output) = (report.status.as_str(), &report.output);
+        if changed {
+            let health = check.health().map_or("undecided", Health::as_str);
+            match report.status {
+                CheckStatus::Passed => info!(service = %name, instance, output, health, "check passed"),
+                CheckStatus::Failed => warn!(service = %name, instance, output, health, "check failed"),
+            }
+        } else if turned {
+            info!(service = %name, instance, output, "check {outcome}");
+        } else {
+            debug!(service = %name, instance, output, "check {outcome} again");
         }
-        match problem {
-            None => info!(service = %self.id.name, instance = self.id.instance, "check passes"),
-            Some(problem) => warn!(service = %self.id.name, instance = self.id.instance, problem, "check fails"),
+        self.board.update(&self.id, |status| status.check = Some(report));
+        if changed {
+            self.show(service);
         }
-        self.show(service);
     }
 
     fn set_address(&mut self, address: IpAddr, port: u16) {
@@ -220,7 +247,7 @@ impl Keeper {
 
     /// Has the registry say how the service is, unless that is undecided.
     fn show(&mut self, service: &Service) {
-        let health = self.check.as_ref().map_or(Some(Health::Passing), CheckState::health);
+        let health = self.check.as_ref().map_or(Some(Health::Passing), Runner::health);
         if let (Some(target), Some(health)) = (self.target, health) {
             self.show_as(service, target, health);
         }
@@ -316,6 +343,14 @@ impl Keeper {
 async fn not_adopted(held: &mut watch::Receiver<Option<i64>>, adopts: Option<i64>) {
     if adopts.is_none() || held.wait_for(|held| *held != adopts).await.is_err() {
         std::future::pending::<()>().await;
+    }
+}
+
+/// What the check waits for; without one, for ever.
+async fn cue(check: Option<&mut Runner>) -> Cue {
+    match check {
+        Some(check) => check.cue().await,
+        None => std::future::pending().await,
     }
 }
 

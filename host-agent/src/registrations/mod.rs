@@ -4,6 +4,7 @@
 //! changed ones updated where they are, and those that are gone drain and leave without holding up the others.
 
 mod board;
+mod heartbeats;
 mod keeper;
 
 use std::{
@@ -17,9 +18,15 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use waypost_registry::{Connector, Registrar, RegistrarOptions, Shutdown};
 
-pub use self::board::{Board, ServiceId, ServiceStatus};
-use self::keeper::{Desired, Keeper, Phase, Progress};
-use crate::{config::Service, state::leases::Leases};
+use self::keeper::{Desired, Keeper, Phase, Progress, Shared};
+pub use self::{
+    board::{Board, ServiceId, ServiceStatus},
+    heartbeats::{HeartbeatError, Heartbeats},
+};
+use crate::{
+    config::{Check, Service},
+    state::leases::Leases,
+};
 
 /// What leaving may take beyond the drain: the draining put, the delete, and their retries.
 const LEAVE_MARGIN: Duration = Duration::from_secs(10);
@@ -34,6 +41,7 @@ pub struct Registrations {
     connector: Connector,
     leases: Arc<Leases>,
     board: Arc<Board>,
+    heartbeats: Heartbeats,
     registrars: BTreeMap<u64, LeasedRegistrar>,
     keepers: BTreeMap<ServiceId, RunningKeeper>,
     /// Cut short, no leaving service waits for its drain any more.
@@ -62,6 +70,7 @@ impl Registrations {
             connector,
             leases,
             board: Arc::default(),
+            heartbeats: Heartbeats::default(),
             registrars: BTreeMap::new(),
             keepers: BTreeMap::new(),
             cut,
@@ -74,10 +83,17 @@ impl Registrations {
         Arc::clone(&self.board)
     }
 
+    /// Where applications report how they are.
+    pub fn heartbeats(&self) -> Heartbeats {
+        self.heartbeats.clone()
+    }
+
     /// Makes `services` what is registered. Those that are no longer named drain for `drain`.
     pub fn apply(&mut self, services: &[Service], drain: Duration) {
         let wanted: BTreeMap<ServiceId, Arc<Service>> =
             services.iter().map(|service| (ServiceId::of(service), Arc::new(service.clone()))).collect();
+        self.heartbeats.expect_from(&wanted);
+        let shared = self.shared();
         for (id, keeper) in &self.keepers {
             if !wanted.contains_key(id) && keeper.leave(drain) {
                 info!(service = %id.name, instance = id.instance, ?drain, "service removed: draining it");
@@ -94,10 +110,9 @@ impl Registrations {
                         .entry(ttl)
                         .or_insert_with(|| start_registrar(&self.connector, &self.leases, &self.board, service.ttl));
                     let registrar = Arc::clone(&registrar.registrar);
-                    let (board, cut) = (Arc::clone(&self.board), self.cut.clone());
-                    let id = entry.key().clone();
+                    let (id, shared) = (entry.key().clone(), shared.clone());
                     entry.insert(RunningKeeper::start(
-                        |desired, progress| Keeper::new(id, registrar, adopts, desired, progress, board, cut),
+                        |desired, progress| Keeper::new(id, registrar, adopts, desired, progress, shared),
                         service,
                     ));
                 }
@@ -109,6 +124,11 @@ impl Registrations {
         self.started = true;
         // A keeper whose service has left ends when nobody can ask it to serve again.
         self.keepers.retain(|_, keeper| *keeper.progress.borrow() != Progress::Gone || keeper.is_to_serve());
+    }
+
+    fn shared(&self) -> Shared {
+        let (board, heartbeats, cut) = (self.board(), self.heartbeats(), self.cut.clone());
+        Shared { board, heartbeats, cut }
     }
 
     fn prune_when_decided(&mut self) {
@@ -231,7 +251,7 @@ impl RunningKeeper {
     /// How long its check may take to find that the service fails.
     fn time_to_fail(&self) -> Duration {
         let service = Arc::clone(&self.desired.borrow().service);
-        service.check.as_ref().map_or(Duration::ZERO, |check| (check.interval + check.timeout) * check.fall)
+        service.check.as_ref().map_or(Duration::ZERO, Check::time_to_fail)
     }
 
     fn is_to_serve(&self) -> bool {
@@ -379,7 +399,7 @@ mod tests {
         let mut registrations = registrations(leases);
         let board = registrations.board();
         registrations.apply(&services(FAILING), Duration::ZERO);
-        let first = until(&board, |status| status.first().is_some_and(|status| status.problem.is_some())).await;
+        let first = until(&board, |status| status.first().is_some_and(|status| status.check.is_some())).await;
         assert!(first[0].health.is_none() && first[0].registration.is_none(), "{first:?}");
         until(&board, |status| health(status) == Some(Health::Critical)).await;
         registrations.abandon().await;
@@ -401,9 +421,9 @@ mod tests {
             let desired = Desired { service: Arc::new(service.clone()), phase: Phase::Serve };
             let (_desired, desired) = watch::channel(desired);
             let (progress, _progress) = watch::channel(Progress::Deciding);
-            let (id, cut) = (ServiceId::of(&service), CancellationToken::new());
+            let id = ServiceId::of(&service);
             let registrar = Arc::clone(&registrar);
-            let mut keeper = Keeper::new(id, registrar, None, desired, progress, Arc::clone(&board), cut);
+            let mut keeper = Keeper::new(id, registrar, None, desired, progress, registrations.shared());
             keeper.follow(&service, Ok([10, 0, 0, 1].into()));
             assert_eq!(keeper.key(), Some(key_of_old));
             keeper.follow(&service, Err(waypost_registry::address::AddressError::OnlyLoopback));
