@@ -1,9 +1,9 @@
-//! One pick, with and without alternatives, and the rebuilding after a change, at 10 to 10,000 nodes.
+//! One pick, by each strategy and with alternatives, and the rebuilding after a change, at 10 to 10,000 nodes.
 
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use waypost_balance::{CHOICES, WeightedRoundRobin};
+use waypost_balance::{CHOICES, Picker, Strategy, WeightedRoundRobin};
 
 fn weights(nodes: u32) -> impl Iterator<Item = u32> {
     // Uneven on purpose: equal weights would make every visit a pick.
@@ -24,5 +24,22 @@ fn pick(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, pick);
+fn strategies(c: &mut Criterion) {
+    for strategy in Strategy::ALL {
+        for nodes in [10, 1_000, 10_000] {
+            let picker = Picker::new(strategy, weights(nodes), 1);
+            let mut random = fastrand::Rng::with_seed(1);
+            c.benchmark_group(format!("shared_pick/{strategy}"))
+                .bench_function(BenchmarkId::from_parameter(nodes), |b| b.iter(|| picker.pick(random.u64(..))));
+            c.benchmark_group(format!("shared_rebuild/{strategy}")).bench_function(
+                BenchmarkId::from_parameter(nodes),
+                |b| {
+                    b.iter(|| Picker::new(strategy, weights(black_box(nodes)), 1));
+                },
+            );
+        }
+    }
+}
+
+criterion_group!(benches, pick, strategies);
 criterion_main!(benches);

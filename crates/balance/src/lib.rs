@@ -1,11 +1,26 @@
 //! Picking algorithms: pure, without I/O, clock or randomness of their own.
 //!
-//! Seeds are passed in, so that a test can repeat a run and two workers can be kept from marching in step.
+//! Seeds and random numbers are passed in, so that a test can repeat a run and two workers can be kept from marching in
+//! step. Every pick is O(1); weights are 0 to 2^32-1, and a node of weight 0 is never picked.
+//!
+//! * [`WeightedRoundRobin`]: exact proportions, with alternatives for retries, for one thread.
+//! * [`Picker`]: one of the strategies named by [`Strategy`], for any number of threads: [`Random`],
+//!   [`WeightedRandom`], [`RoundRobin`], [`SharedWeightedRoundRobin`].
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 // The filter calls this for every request, and a panic there takes the worker's VM down.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
+mod random;
+mod round_robin;
+mod shared_weighted_round_robin;
+mod strategy;
+mod weighted_random;
 mod weighted_round_robin;
 
+pub use random::Random;
+pub use round_robin::RoundRobin;
+pub use shared_weighted_round_robin::SharedWeightedRoundRobin;
+pub use strategy::{Picker, Strategy, UnknownStrategy};
+pub use weighted_random::WeightedRandom;
 pub use weighted_round_robin::{CHOICES, WeightedRoundRobin};

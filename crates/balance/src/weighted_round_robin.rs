@@ -19,23 +19,31 @@ pub const CHOICES: usize = 3;
 const LOOK_AHEAD: usize = 16;
 
 #[derive(Clone, Copy, Debug)]
-struct Slot {
-    node: u32,
-    weight: u32,
+pub(crate) struct Slot {
+    pub(crate) node: u32,
+    pub(crate) weight: u32,
     /// Below `max`.
-    accumulated: u32,
+    pub(crate) accumulated: u32,
 }
 
-/// A weighted round robin over nodes 0 to n-1.
+/// A weighted round robin over nodes 0 to n-1, for one thread.
+///
+/// ```
+/// use waypost_balance::WeightedRoundRobin;
+///
+/// let mut scheduler = WeightedRoundRobin::new([1, 2], 7);
+/// let picks: Vec<_> = (0..6).map(|_| scheduler.pick().unwrap()).collect();
+/// assert_eq!(picks.iter().filter(|node| **node == 1).count(), 4);
+/// ```
 #[derive(Clone, Debug)]
 pub struct WeightedRoundRobin {
-    slots: Vec<Slot>,
+    pub(crate) slots: Vec<Slot>,
     /// Nodes of a weight above 0.
     pickable: Vec<u32>,
     /// Largest weight of a slot.
-    max: u32,
+    pub(crate) max: u32,
     /// The slot to visit next.
-    next: usize,
+    pub(crate) next: usize,
 }
 
 impl WeightedRoundRobin {
