@@ -19,6 +19,10 @@ use waypost_registry::{ConnectOptions, Connector};
 
 use crate::{
     admin::{self, AdminError},
+    api::{
+        self, Api, Identity,
+        tcp::{self, ApiError},
+    },
     config::{self, Config},
     etcd,
     metrics::{Reloads, Sources},
@@ -104,6 +108,10 @@ impl Agent {
         let is_held = |error: &SocketError| matches!(error, SocketError::InUse(_));
         let socket = patiently(async || socket::bind(&config.socket), is_held).await?;
         let listener = patiently(async || admin::bind(config.admin).await, AdminError::is_held).await?;
+        let api_listener = match config.api {
+            Some(address) => Some(patiently(async || tcp::bind(address).await, ApiError::is_held).await?),
+            None => None,
+        };
 
         let disk = state::catalog::load(&state.catalog_path());
         let saved = disk.as_ref().map(|copy| copy.catalog.version());
@@ -118,18 +126,21 @@ impl Agent {
         let stop = CancellationToken::new();
         let xds = XdsOptions { services: config.xds.services.clone(), connect_timeout: config.xds.connect_timeout };
         let staleness = mirroring.board();
-        let options = ServerOptions { xds };
-        let serving = server::run(socket, catalog.clone(), staleness, options, Arc::clone(&streams), stop.clone());
         let sources = Sources {
             services: registrations.board(),
             mirrors: mirroring.board(),
-            catalog,
-            streams,
+            catalog: catalog.clone(),
+            streams: Arc::clone(&streams),
             reloads: Arc::clone(&reloads),
         };
+        let identity = Identity { node: config.node.clone(), endpoints: config.etcd.endpoints.clone() };
+        let api = Api::new(identity, sources.clone());
+        let options = ServerOptions { xds, api: api::router::router(api.clone()) };
         let servers = Servers {
-            streams: tokio::spawn(serving),
+            streams: tokio::spawn(server::run(socket, catalog, staleness, options, streams, stop.clone())),
             admin: tokio::spawn(admin::serve(listener, sources, stop.clone())),
+            api: api_listener
+                .map(|listener| tokio::spawn(tcp::serve(listener, api::router::guarded(api), stop.clone()))),
             stop,
         };
         registrations.apply(&config.services, config.drain);
@@ -258,6 +269,8 @@ fn mirror_settings(config: &Config) -> MirrorSettings {
 struct Servers {
     streams: JoinHandle<Result<(), ServerError>>,
     admin: JoinHandle<io::Result<()>>,
+    /// On TCP.
+    api: Option<JoinHandle<()>>,
     stop: CancellationToken,
 }
 
@@ -284,6 +297,9 @@ impl Servers {
         }
         if !self.admin.is_finished() {
             within("the admin server", self.admin).await;
+        }
+        if let Some(api) = self.api {
+            within("the API's server", api).await;
         }
     }
 }

@@ -86,6 +86,7 @@ pub fn keep_fixed(current: &Config, new: &mut Config) -> Vec<&'static str> {
     keep("etcd", current.etcd != new.etcd);
     keep("stream.socket", current.socket != new.socket);
     keep("admin.listen", current.admin != new.admin);
+    keep("api.listen", current.api != new.api);
     keep("xds", current.xds != new.xds);
     for service in &mut new.services {
         // An instance that is named after the node keeps its name with it.
@@ -98,6 +99,7 @@ pub fn keep_fixed(current: &Config, new: &mut Config) -> Vec<&'static str> {
     new.etcd = current.etcd.clone();
     new.socket.clone_from(&current.socket);
     new.admin = current.admin;
+    new.api = current.api;
     new.xds = current.xds.clone();
     kept
 }

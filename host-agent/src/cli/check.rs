@@ -19,10 +19,15 @@ pub(super) fn summary(file: &Path, config: &Config) -> String {
         ),
         false => "off".to_owned(),
     };
+    let api = match config.api {
+        Some(address) => format!("on the socket, and http://{address}"),
+        None => "on the socket".to_owned(),
+    };
     let facts = [
         ["node", &config.node],
         ["etcd", &config.etcd.endpoints.join(", ")],
         ["socket", &config.socket.display().to_string()],
+        ["api", &api],
         ["admin", &format!("http://{}", config.admin)],
         ["state", &config.state_dir.display().to_string()],
         ["clusters", &config.xds.services.join(", ")],
@@ -139,6 +144,7 @@ agent.toml: ok
 node      host-a
 etcd      http://127.0.0.1:2379
 socket    /run/waypost/agent.sock
+api       on the socket
 admin     http://127.0.0.1:9180
 state     /var/lib/waypost
 clusters  *

@@ -47,6 +47,8 @@ pub struct Config {
     pub socket: PathBuf,
     /// Where the admin HTTP server listens: a loopback address.
     pub admin: SocketAddr,
+    /// Where the local API listens besides the Unix socket: a loopback address.
+    pub api: Option<SocketAddr>,
     /// What Envoy gets over xDS.
     pub xds: Xds,
     /// The guard against mass loss.

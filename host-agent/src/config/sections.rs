@@ -32,14 +32,15 @@ pub(super) fn config(root: &Section<'_>, host_name: &str) -> Option<Config> {
         }
     };
     let socket = root.section("stream").and_then(socket).unwrap_or_else(|| DEFAULT_SOCKET.into());
-    let admin = root.section("admin").and_then(admin).unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 9180)));
+    let api = root.section("api").and_then(listen);
+    let admin = root.section("admin").and_then(listen).unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 9180)));
     let xds =
         root.section("xds").map(xds).unwrap_or_else(|| Xds { services: vec!["*".into()], connect_timeout: SECOND });
     let guard = root.section("guard").map(guard).unwrap_or_default();
     let watches = watches(root);
     let services = service::services(root, node.as_deref().unwrap_or("node"));
     root.finish();
-    Some(Config { node: node?, state_dir, drain, etcd: etcd?, socket, admin, xds, guard, watches, services })
+    Some(Config { node: node?, state_dir, drain, etcd: etcd?, socket, admin, api, xds, guard, watches, services })
 }
 
 fn default_node(root: &Section<'_>, host_name: &str) -> Option<String> {
@@ -108,7 +109,7 @@ fn socket(section: Section<'_>) -> Option<PathBuf> {
     socket
 }
 
-fn admin(section: Section<'_>) -> Option<SocketAddr> {
+fn listen(section: Section<'_>) -> Option<SocketAddr> {
     let listen = section.get("listen", values::loopback);
     section.finish();
     listen

@@ -36,6 +36,7 @@ fn endpoints_alone_make_a_whole_configuration() {
     assert_eq!(config.etcd.request_timeout, Duration::from_secs(3));
     assert_eq!(config.socket, Path::new("/run/waypost/agent.sock"));
     assert_eq!(config.admin, "127.0.0.1:9180".parse().unwrap());
+    assert_eq!(config.api, None);
     assert_eq!(config.xds, Xds { services: vec!["*".into()], connect_timeout: Duration::from_secs(1) });
     assert_eq!(config.guard, Guard::default());
     let watch = Watch { prefix: "/waypost/services/".into(), format: Format::Waypost, protocol: Protocol::Http1 };
@@ -121,6 +122,10 @@ fn a_wrong_value_is_named_with_its_place_and_what_is_allowed() {
         &["agent.toml:2:10: admin.listen: 0.0.0.0:9180 is no loopback address: allowed are 127.0.0.0/8 and [::1]"],
     );
     assert_problems(
+        "[api]\nlisten = \"10.0.0.1:9181\"",
+        &["agent.toml:2:10: api.listen: 10.0.0.1:9181 is no loopback address: allowed are 127.0.0.0/8 and [::1]"],
+    );
+    assert_problems(
         "[xds]\nservices = [\"orders\", \"a*b\"]",
         &[
             "agent.toml:2:23: xds.services: \"a*b\" is no pattern: write a service's name, or the beginning of one followed by *",
@@ -166,6 +171,10 @@ fn a_table_in_the_wrong_form_is_told_the_right_one() {
         &["agent.toml:1:1: service: expected an array of tables: write [[service]], found a table"],
     );
     assert_problems("guard = true", &["agent.toml:1:9: guard: expected a table: write [guard], found true"]);
+    assert_problems(
+        "[api]\nlisten = \"10.0.0.1:9181\"",
+        &["agent.toml:2:10: api.listen: 10.0.0.1:9181 is no loopback address: allowed are 127.0.0.0/8 and [::1]"],
+    );
     assert_problems(
         "[xds]\nservices = \"*\"",
         &["agent.toml:2:12: xds.services: expected an array, such as [\"a\", \"b\"], found the text \"*\""],

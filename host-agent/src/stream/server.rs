@@ -1,11 +1,12 @@
-//! The gRPC server on the Unix socket: the catalog stream for filters, and xDS for Envoy itself.
+//! The server on the Unix socket: the catalog stream for filters, xDS for Envoy itself, and the local API.
 
 use std::{io, sync::Arc, time::Duration};
 
+use axum::Router;
 use futures::{Stream, stream::unfold};
 use tokio::{net::UnixStream, sync::watch, time::sleep};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{Request, Response, Status, Streaming, transport::Server};
+use tonic::{Request, Response, Status, Streaming, service::Routes, transport::Server};
 use tracing::{debug, info, warn};
 use waypost_catalog::wire::{ClientMessage, ServerMessage, limits};
 
@@ -44,6 +45,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct ServerOptions {
     /// What Envoy is told.
     pub xds: XdsOptions,
+    /// The local API, whose paths are none of gRPC's.
+    pub api: Router,
 }
 
 /// Why the server ended before it was told to.
@@ -86,13 +89,16 @@ pub async fn run(
         .max_decoding_message_size(FILTER_MESSAGE_BYTES)
         .max_encoding_message_size(limits::MESSAGE_BYTES);
     let envoys = xds::server::Ads::new(snapshots, coordinator, metrics, tasks.clone(), stop.clone());
+    let mut routes = Routes::new(filters).add_service(envoys.into_service());
+    let grpc = routes.axum_router_mut();
+    *grpc = std::mem::take(grpc).merge(options.api);
     let serving = Server::builder()
+        .accept_http1(true)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .add_service(filters)
-        .add_service(envoys.into_service())
+        .add_routes(routes)
         .serve_with_incoming_shutdown(connections(socket), stop.clone().cancelled_owned());
     let time_is_up = async {
         stop.cancelled().await;

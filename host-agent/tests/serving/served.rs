@@ -61,7 +61,7 @@ impl Served {
             socket,
             receiver,
             Arc::clone(&age) as Arc<dyn Staleness>,
-            ServerOptions { xds },
+            ServerOptions { xds, api: axum::Router::new() },
             Arc::clone(&metrics),
             stop.clone(),
         ));

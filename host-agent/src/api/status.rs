@@ -1,0 +1,51 @@
+//! How the agent is.
+
+use axum::{Json, extract::State};
+
+use super::{
+    Api,
+    types::{CatalogStatus, EtcdStatus, Status, StreamStatus, WatchStatus},
+};
+use crate::published::Staleness as _;
+
+/// How the agent is, and what it knows of etcd.
+#[utoipa::path(get, path = "/v1/status", tag = "agent", responses((status = OK, body = Status)))]
+pub(super) async fn status(State(api): State<Api>) -> Json<Status> {
+    let (identity, sources) = (&api.inner.identity, &api.inner.sources);
+    let mirrors = sources.mirrors.mirrors();
+    let figures = sources.mirrors.figures();
+    let keys = |prefix: &str| figures.watches.iter().find(|watch| watch.prefix == prefix).map_or(0, |watch| watch.keys);
+    let streams = sources.streams.figures();
+    let etcd = EtcdStatus {
+        endpoints: identity.endpoints.clone(),
+        synced: mirrors.iter().all(|(_, mirror)| mirror.synced),
+        revision: mirrors.iter().map(|(_, mirror)| mirror.revision).max().unwrap_or_default(),
+        stale_seconds: sources.mirrors.stale_for().as_secs_f64(),
+    };
+    let catalog = sources.catalog.borrow().clone();
+    Json(Status {
+        node: identity.node.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        uptime_seconds: api.inner.started.elapsed().as_secs_f64(),
+        etcd,
+        watches: mirrors
+            .into_iter()
+            .map(|(watch, mirror)| WatchStatus {
+                keys: keys(&watch.prefix),
+                prefix: watch.prefix,
+                format: watch.format.to_string(),
+                synced: mirror.synced,
+                revision: mirror.revision,
+                cause: mirror.cause,
+            })
+            .collect(),
+        catalog: catalog.map(|catalog| CatalogStatus {
+            version: catalog.version(),
+            services: catalog.services().len(),
+            nodes: catalog.node_count(),
+        }),
+        maintenance: None,
+        registrations: sources.services.services().len(),
+        streams: StreamStatus { filters: streams.streams, envoys: streams.xds_streams },
+    })
+}

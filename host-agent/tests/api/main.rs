@@ -1,0 +1,5 @@
+//! The local HTTP API of the built agent, on a real etcd, over the Unix socket and over TCP.
+
+mod catalog;
+mod client;
+mod world;
