@@ -1,10 +1,11 @@
 //! The effective catalog: what all watches know of each service, merged, guarded against mass loss, and versioned.
-//! Pure: events and the time come in, catalogs come out.
+//! Pure: events, answers about hosts' names and the time come in, catalogs come out.
 //!
 //! What was served before (the disk copy after a restart, or what removed watches knew after a reload) is kept beside
 //! the watches until every one of them has had its first full mirror. So a restart without etcd serves what it last
 //! knew, and moving services from one prefix to another leaves no gap. A watch that never gets its full mirror holds
-//! that up for a while only: what nobody vouches for is dropped then.
+//! that up for a while only: what nobody vouches for is dropped then. The names of hosts that a full mirror brings have
+//! to be looked up before it counts as one.
 
 #[cfg(test)]
 mod tests;
@@ -18,7 +19,7 @@ use std::{
 
 use tracing::warn;
 use waypost_catalog::{Catalog, Node, ServiceName, model::NodeEntry};
-use waypost_registry::{Guard, GuardOptions, MirrorEvent, View};
+use waypost_registry::{Addresses, Guard, GuardOptions, MirrorEvent, Resolution, View, host::HostName};
 
 use crate::config::{self, Watch};
 
@@ -30,13 +31,16 @@ const FIRST_WAIT: Duration = Duration::from_secs(10);
 struct Source {
     watch: Watch,
     view: View,
+    /// Had its full state.
+    ranged: bool,
+    /// And every name of a host in it was looked up, or cannot be.
     synced: bool,
 }
 
 impl Source {
     fn new(watch: Watch) -> Self {
         let view = View::new(watch.prefix.clone(), watch.format, watch.protocol);
-        Self { watch, view, synced: false }
+        Self { watch, view, ranged: false, synced: false }
     }
 
     fn figures(&self) -> WatchFigures {
@@ -87,6 +91,9 @@ pub struct Effective {
     /// When the remainder is dropped in any case; counts from the first sign that etcd can be reached.
     remainder_until: Option<Instant>,
     touched: BTreeSet<ServiceName>,
+    addresses: Addresses,
+    /// Whether other names may be wanted than were asked for last.
+    names_changed: bool,
     catalog: Arc<Catalog>,
     published: bool,
     first_sync: Option<Instant>,
@@ -107,6 +114,8 @@ impl Effective {
             remainder: nodes_of(&catalog),
             remainder_until: None,
             touched: BTreeSet::new(),
+            addresses: Addresses::default(),
+            names_changed: false,
             catalog,
             published,
             first_sync: None,
@@ -131,22 +140,50 @@ impl Effective {
     /// Takes an event of a watch's mirror in. It shows with the next [`Self::publish`].
     pub fn apply(&mut self, watch: &Watch, event: &MirrorEvent, now: Instant) {
         let Some(source) = self.sources.iter_mut().find(|source| source.watch == *watch) else { return };
-        let touched = source.view.apply(event);
+        let names = source.view.names_version();
+        self.touched.extend(source.view.apply(event));
+        self.names_changed |= source.view.names_version() != names;
         self.remainder_until.get_or_insert(now + FIRST_WAIT.max(self.settings.grace));
         if let MirrorEvent::Synced { .. } = event {
+            source.ranged = true;
             self.first_sync.get_or_insert(now);
-            if !source.synced {
-                source.synced = true;
-                // What this watch now answers for is no remainder any more: later it may delete it.
-                for service in &touched {
-                    let Some(kept) = self.remainder.get_mut(service) else { continue };
-                    for node in source.view.nodes(service) {
-                        kept.remove(&node.address);
-                    }
+            self.note_synced();
+        }
+    }
+
+    /// Takes in what a host's name stands for. It shows with the next [`Self::publish`].
+    pub fn resolve(&mut self, resolution: &Resolution) {
+        if !self.addresses.take_in(resolution) {
+            return;
+        }
+        let touched = self.sources.iter().flat_map(|source| source.view.services_at(&resolution.name));
+        self.touched.extend(touched.cloned());
+        self.note_synced();
+    }
+
+    /// The names of hosts that are to be looked up from now on, if they may be others than before.
+    pub fn take_names(&mut self) -> Option<BTreeSet<HostName>> {
+        if !std::mem::take(&mut self.names_changed) {
+            return None;
+        }
+        let names = self.sources.iter().flat_map(|source| source.view.names()).cloned().collect();
+        self.addresses.retain(&names);
+        Some(names)
+    }
+
+    fn note_synced(&mut self) {
+        for source in self.sources.iter_mut().filter(|source| source.ranged && !source.synced) {
+            if !source.view.names().all(|name| self.addresses.is_answered(name)) {
+                continue;
+            }
+            source.synced = true;
+            // What this watch now answers for is no remainder any more: later it may delete it.
+            for (service, kept) in &mut self.remainder {
+                for node in source.view.nodes(service, &self.addresses) {
+                    kept.remove(&node.address);
                 }
             }
         }
-        self.touched.extend(touched);
     }
 
     /// The next version, if anything to be served changed.
@@ -205,9 +242,10 @@ impl Effective {
             let kept = old.iter().position(|source| source.watch == *watch);
             self.sources.push(kept.map_or_else(|| Source::new(watch.clone()), |index| old.swap_remove(index)));
         }
+        self.names_changed = true;
         let mut remainder = nodes_of(&self.catalog);
         for (service, nodes) in &mut remainder {
-            for known in self.sources.iter().flat_map(|source| source.view.nodes(service)) {
+            for known in self.sources.iter().flat_map(|source| source.view.nodes(service, &self.addresses)) {
                 nodes.remove(&known.address);
             }
         }
@@ -247,7 +285,7 @@ impl Effective {
     /// One node per address: a passing one first, then the earlier watch's, and what was served before last.
     fn merged(&self, service: &ServiceName) -> BTreeMap<SocketAddr, Node> {
         let mut merged: BTreeMap<SocketAddr, Node> = BTreeMap::new();
-        for node in self.sources.iter().flat_map(|source| source.view.nodes(service)) {
+        for node in self.sources.iter().flat_map(|source| source.view.nodes(service, &self.addresses)) {
             match merged.entry(node.address) {
                 Entry::Vacant(entry) => _ = entry.insert(node),
                 Entry::Occupied(mut entry) => {

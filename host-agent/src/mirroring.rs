@@ -1,4 +1,4 @@
-//! Runs a mirror per watch, and publishes what they make of the catalog.
+//! Runs a mirror per watch, has the names of nodes' hosts looked up, and publishes what comes of it as the catalog.
 //!
 //! All queued events are taken in before a version is published: thousands of puts at once make a few versions, and a
 //! single put goes out at once.
@@ -14,7 +14,7 @@ use tokio_stream::{StreamExt as _, StreamMap, wrappers::ReceiverStream};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 use waypost_catalog::Catalog;
-use waypost_registry::{Connector, Mirror, MirrorEvent, MirrorOptions, MirrorStatus};
+use waypost_registry::{Connector, Mirror, MirrorEvent, MirrorOptions, MirrorStatus, Resolver, SystemLookup};
 
 use crate::{
     config::{self, Watch},
@@ -102,6 +102,7 @@ impl Mirroring {
             effective,
             mirrors: Vec::new(),
             events: StreamMap::new(),
+            resolver: Resolver::start(SystemLookup),
             catalog,
             figures,
             board: Arc::clone(&board),
@@ -146,6 +147,7 @@ struct Worker {
     effective: Effective,
     mirrors: Vec<RunningMirror>,
     events: StreamMap<Watch, ReceiverStream<MirrorEvent>>,
+    resolver: Resolver,
     catalog: watch::Sender<Option<Arc<Catalog>>>,
     figures: watch::Sender<Figures>,
     board: Arc<MirrorBoard>,
@@ -165,13 +167,18 @@ impl Worker {
                     self.take_in(&watch, &event);
                     self.take_in_queued();
                 }
+                resolution = self.resolver.next() => self.effective.resolve(&resolution),
                 () = sleep_until(deadline) => {}
+            }
+            if let Some(names) = self.effective.take_names() {
+                self.resolver.want(names);
             }
             self.publish();
         }
         for RunningMirror { mirror, .. } in self.mirrors {
             mirror.shutdown().await;
         }
+        self.resolver.shutdown().await;
     }
 
     fn take_in(&mut self, watch: &Watch, event: &MirrorEvent) {

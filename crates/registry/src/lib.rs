@@ -6,6 +6,7 @@
 //! * [`mirror`]: everything under a prefix, ranged and then watched, with every way out of step noticed.
 //! * [`mod@format`]: how services and nodes are written in keys and values.
 //! * [`view`]: a mirror's keys as nodes, the last good value of each.
+//! * [`resolve`]: the names of nodes' hosts as addresses, looked up again and again.
 //! * [`lock`] and [`election`]: one holder at a time, in the layout of etcd's own concurrency package.
 //! * [`guard`]: nodes kept for a while when too many vanish at once.
 //!
@@ -20,11 +21,13 @@ pub mod connection;
 pub mod election;
 pub mod format;
 pub mod guard;
+pub mod host;
 mod lease_machine;
 pub mod lock;
 pub mod mirror;
 mod mirror_machine;
 pub mod registrar;
+pub mod resolve;
 mod session;
 pub mod view;
 
@@ -39,4 +42,5 @@ pub use registrar::{
     Registrar, RegistrarOptions, RegistrarStats, Registration, RegistrationHandle, RegistrationState, RegistryError,
     Shutdown,
 };
+pub use resolve::{Addresses, Resolution, Resolver, SystemLookup};
 pub use view::View;

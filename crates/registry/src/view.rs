@@ -1,15 +1,23 @@
 //! A mirror's keys as nodes: the last good value of each.
 //!
-//! A value that cannot be read takes nothing away: its key keeps the node it stood for before, and only the key's
-//! deletion removes that. Each such value is counted once, however often the full state is fetched.
+//! A value that cannot be read takes nothing away: its key keeps the nodes it stood for before, and only the key's
+//! deletion removes them. Each such value is counted once, however often the full state is fetched.
+//!
+//! A node whose host has a name is there once somebody has looked the name up: see [`View::names`] and
+//! [`crate::resolve`].
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
+    net::SocketAddr,
+};
 
 use waypost_catalog::{Health, Node, Protocol, ServiceName};
 
 use crate::{
-    format::{DecodeError, Format},
+    format::{DecodeError, Format, Found},
+    host::HostName,
     mirror::{KeyChange, KeyValue, MirrorEvent},
+    resolve::Addresses,
 };
 
 /// Errors that are remembered to be shown.
@@ -17,7 +25,7 @@ const REMEMBERED_ERRORS: usize = 16;
 
 #[derive(Debug, PartialEq, Eq)]
 struct Known {
-    node: Node,
+    found: Box<[Found]>,
     mod_revision: i64,
 }
 
@@ -31,6 +39,9 @@ pub struct View {
     services: HashMap<ServiceName, BTreeMap<String, Known>>,
     /// The service of each key in `services`.
     keys: HashMap<String, ServiceName>,
+    /// Names of hosts in `services`, and how many nodes of which services have them. No empty maps.
+    names: BTreeMap<HostName, BTreeMap<ServiceName, usize>>,
+    names_version: u64,
     /// Keys whose present value cannot be read, with its revision.
     undecodable: HashMap<String, i64>,
     undecodable_total: u64,
@@ -46,6 +57,8 @@ impl View {
             protocol,
             services: HashMap::new(),
             keys: HashMap::new(),
+            names: BTreeMap::new(),
+            names_version: 0,
             undecodable: HashMap::new(),
             undecodable_total: 0,
             errors: VecDeque::new(),
@@ -57,17 +70,17 @@ impl View {
         let mut touched = BTreeSet::new();
         match event {
             MirrorEvent::Synced { entries, .. } => {
-                let present: std::collections::HashSet<&str> = entries.iter().map(|entry| entry.key.as_str()).collect();
+                let present: HashSet<&str> = entries.iter().map(|entry| entry.key.as_str()).collect();
                 let gone: Vec<String> =
                     self.keys.keys().filter(|key| !present.contains(key.as_str())).cloned().collect();
                 touched.extend(gone.iter().filter_map(|key| self.remove(key)));
                 self.undecodable.retain(|key, _| present.contains(key.as_str()));
-                touched.extend(entries.iter().filter_map(|entry| self.put(entry)));
+                entries.iter().for_each(|entry| self.put(entry, &mut touched));
             }
             MirrorEvent::Changed { changes, .. } => {
                 for change in changes {
                     match change {
-                        KeyChange::Put(entry) => touched.extend(self.put(entry)),
+                        KeyChange::Put(entry) => self.put(entry, &mut touched),
                         KeyChange::Delete { key, .. } => {
                             self.undecodable.remove(key);
                             touched.extend(self.remove(key));
@@ -79,27 +92,33 @@ impl View {
         touched
     }
 
-    fn put(&mut self, entry: &KeyValue) -> Option<ServiceName> {
-        let (service, node) = match self.format.decode(&self.prefix, &entry.key, &entry.value, self.protocol) {
+    fn put(&mut self, entry: &KeyValue, touched: &mut BTreeSet<ServiceName>) {
+        let (service, found) = match self.format.decode(&self.prefix, &entry.key, &entry.value, self.protocol) {
             Ok(decoded) => decoded,
-            Err(DecodeError::NoNode(_)) => return None,
-            Err(error) => {
-                self.note_undecodable(entry, &error.to_string());
-                return None;
+            Err(DecodeError::NoNode(_)) => {
+                self.undecodable.remove(&entry.key);
+                touched.extend(self.remove(&entry.key));
+                return;
             }
+            Err(error) => return self.note_undecodable(entry, &error.to_string()),
         };
         self.undecodable.remove(&entry.key);
-        let known = Known { node, mod_revision: entry.mod_revision };
-        let nodes = self.services.entry(service.clone()).or_default();
-        match nodes.get_mut(&entry.key) {
-            Some(same) if *same == known => return None,
-            Some(old) => *old = known,
-            None => {
-                nodes.insert(entry.key.clone(), known);
-                self.keys.insert(entry.key.clone(), service.clone());
-            }
+        let known = Known { found: found.into(), mod_revision: entry.mod_revision };
+        if self.services.get(&service).and_then(|nodes| nodes.get(&entry.key)) == Some(&known) {
+            return;
         }
-        Some(service)
+        // Before those of the old value are let go, so that what stays is no change.
+        for name in known.found.iter().filter_map(Found::name) {
+            self.use_name(name, &service);
+        }
+        if self.keys.get(&entry.key).is_some_and(|old| *old != service) {
+            touched.extend(self.remove(&entry.key));
+        }
+        match self.services.entry(service.clone()).or_default().insert(entry.key.clone(), known) {
+            Some(old) => self.let_go_of_names(&old, &service),
+            None => _ = self.keys.insert(entry.key.clone(), service.clone()),
+        }
+        touched.insert(service);
     }
 
     fn note_undecodable(&mut self, entry: &KeyValue, error: &str) {
@@ -120,32 +139,82 @@ impl View {
     fn remove(&mut self, key: &str) -> Option<ServiceName> {
         let service = self.keys.remove(key)?;
         if let Some(nodes) = self.services.get_mut(&service) {
-            nodes.remove(key);
+            let known = nodes.remove(key);
             if nodes.is_empty() {
                 self.services.remove(&service);
+            }
+            if let Some(known) = known {
+                self.let_go_of_names(&known, &service);
             }
         }
         Some(service)
     }
 
-    /// A service's nodes, one per address, in the order of their keys. Of several keys with one address a passing
-    /// node counts before another, and then the one that changed last.
-    pub fn nodes(&self, service: &ServiceName) -> Vec<Node> {
-        let mut best: HashMap<_, &Known> = HashMap::new();
-        let known = self.services.get(service).into_iter().flat_map(BTreeMap::values);
-        let rank = |known: &Known| (known.node.health == Health::Passing, known.mod_revision);
-        for known in known.clone() {
-            let chosen = best.entry(known.node.address).or_insert(known);
-            if rank(known) > rank(chosen) {
-                *chosen = known;
-            }
-        }
-        let chosen =
-            known.filter(|known| best.get(&known.node.address).is_some_and(|best| std::ptr::eq(*best, *known)));
-        chosen.map(|known| known.node.clone()).collect()
+    fn use_name(&mut self, name: &HostName, service: &ServiceName) {
+        let users = self.names.entry(name.clone()).or_insert_with(|| {
+            self.names_version += 1;
+            BTreeMap::new()
+        });
+        *users.entry(service.clone()).or_default() += 1;
     }
 
-    /// Every service that has a node, in no order.
+    fn let_go_of_names(&mut self, of: &Known, service: &ServiceName) {
+        for name in of.found.iter().filter_map(Found::name) {
+            let Some(users) = self.names.get_mut(name) else { continue };
+            if let Some(nodes) = users.get_mut(service) {
+                *nodes -= 1;
+                if *nodes == 0 {
+                    users.remove(service);
+                }
+            }
+            if users.is_empty() {
+                self.names.remove(name);
+                self.names_version += 1;
+            }
+        }
+    }
+
+    /// The names of nodes' hosts.
+    pub fn names(&self) -> impl Iterator<Item = &HostName> {
+        self.names.keys()
+    }
+
+    /// Grows whenever [`Self::names`] changes.
+    pub fn names_version(&self) -> u64 {
+        self.names_version
+    }
+
+    /// The services with nodes whose host has this name: they change when it stands for other addresses.
+    pub fn services_at(&self, name: &HostName) -> impl Iterator<Item = &ServiceName> {
+        self.names.get(name).into_iter().flat_map(BTreeMap::keys)
+    }
+
+    /// A service's nodes, one per address, in the order of their keys. Of several keys with one address a passing
+    /// node counts before another, and then the one that changed last. `addresses` are those of hosts' names.
+    pub fn nodes(&self, service: &ServiceName, addresses: &Addresses) -> Vec<Node> {
+        let rank = |node: &Node, known: &Known| (node.health == Health::Passing, known.mod_revision);
+        let mut nodes: Vec<(Node, &Known)> = Vec::new();
+        for known in self.services.get(service).into_iter().flat_map(BTreeMap::values) {
+            for found in &known.found {
+                match (found.node(), found.name()) {
+                    (Some(node), _) => nodes.push((node.clone(), known)),
+                    (None, Some(name)) => nodes.extend(found.at(addresses.of(name)).map(|node| (node, known))),
+                    (None, None) => {}
+                }
+            }
+        }
+        let mut best: HashMap<SocketAddr, usize> = HashMap::with_capacity(nodes.len());
+        for (index, (node, known)) in nodes.iter().enumerate() {
+            let chosen = best.entry(node.address).or_insert(index);
+            if nodes.get(*chosen).is_some_and(|(other, of)| rank(node, known) > rank(other, of)) {
+                *chosen = index;
+            }
+        }
+        let is_best = |(index, (node, _)): &(usize, (Node, &Known))| best.get(&node.address) == Some(index);
+        nodes.into_iter().enumerate().filter(is_best).map(|(_, (node, _))| node).collect()
+    }
+
+    /// Every service that has a key of nodes, in no order.
     pub fn services(&self) -> impl Iterator<Item = &ServiceName> {
         self.services.keys()
     }
@@ -176,7 +245,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::mirror::ResyncReason;
+    use crate::{mirror::ResyncReason, resolve::Resolution};
 
     const PREFIX: &str = "/waypost/services/";
 
@@ -207,7 +276,7 @@ mod tests {
     }
 
     fn ports(view: &View, service: &str) -> Vec<u16> {
-        view.nodes(&name(service)).iter().map(|node| node.address.port()).collect()
+        view.nodes(&name(service), &Addresses::default()).iter().map(|node| node.address.port()).collect()
     }
 
     #[test]
@@ -244,11 +313,11 @@ mod tests {
             entry("a/2", &with(r#""weight":2"#), 2),
             entry("a/3", &with(r#""weight":3,"health":"critical""#), 3),
         ]));
-        let nodes = view.nodes(&name("a"));
+        let nodes = view.nodes(&name("a"), &Addresses::default());
         assert_eq!(nodes.len(), 1);
         assert_eq!(nodes[0].weight, 2);
         view.apply(&changed(vec![], &["a/2"]));
-        assert_eq!(view.nodes(&name("a"))[0].weight, 1);
+        assert_eq!(view.nodes(&name("a"), &Addresses::default())[0].weight, 1);
     }
 
     #[test]
@@ -258,6 +327,58 @@ mod tests {
         assert_eq!((view.undecodable_total(), view.undecodable_now(), view.key_count()), (0, 0, 0));
         view.apply(&changed(vec![entry("a/providers/tri%3A%2F%2F10.0.0.1%3A1%2Fa", "", 2)], &[]));
         assert_eq!(ports(&view, "a"), [1]);
+    }
+
+    #[test]
+    fn a_key_may_hold_several_nodes_and_none() {
+        let mut view = View::new(PREFIX, Format::Apisix, Protocol::Http1);
+        let nodes = |nodes: &str| format!(r#"{{"type":"roundrobin","nodes":{nodes}}}"#);
+        let both = nodes(r#"{"10.0.0.1:1":5,"10.0.0.1:2":7}"#);
+        assert_eq!(view.apply(&synced(vec![entry("a", &both, 1)])), BTreeSet::from([name("a")]));
+        assert_eq!((ports(&view, "a"), view.key_count()), (vec![1, 2], 1));
+        assert!(view.apply(&changed(vec![entry("a", "{", 2)], &[])).is_empty(), "the last good value is kept");
+        view.apply(&changed(vec![entry("a", &nodes(r#"{"10.0.0.1:2":7}"#), 3)], &[]));
+        assert_eq!((ports(&view, "a"), view.undecodable_now()), (vec![2], 0));
+        view.apply(&changed(vec![entry("a", &nodes("{}"), 4)], &[]));
+        assert_eq!((ports(&view, "a"), view.key_count()), (vec![], 1));
+        view.apply(&changed(vec![entry("a", &both, 5)], &[]));
+        let elsewhere = r#"{"type":"roundrobin","service_name":"a","discovery_type":"dns"}"#;
+        assert_eq!(view.apply(&changed(vec![entry("a", elsewhere, 6)], &[])), BTreeSet::from([name("a")]));
+        assert_eq!((ports(&view, "a"), view.key_count(), view.undecodable_total()), (vec![], 0, 1));
+    }
+
+    fn named(host: &str, port: u16) -> String {
+        format!(r#"{{"address":"{host}","port":{port}}}"#)
+    }
+
+    #[test]
+    fn a_node_whose_host_has_a_name_is_there_once_the_name_is_looked_up() {
+        let mut view = view();
+        view.apply(&synced(vec![
+            entry("a/1", &good(1), 1),
+            entry("a/2", &named("h1", 2), 1),
+            entry("b/1", &named("h1", 3), 1),
+        ]));
+        assert_eq!(ports(&view, "a"), [1]);
+        let h1 = HostName::new("h1").unwrap();
+        assert_eq!(view.names().collect::<Vec<_>>(), [&h1]);
+        assert_eq!(view.services_at(&h1).collect::<Vec<_>>(), [&name("a"), &name("b")]);
+        let mut addresses = Addresses::default();
+        let mut ports_at = |view: &View, ips: &[[u8; 4]], service: &str| -> Vec<u16> {
+            let ips = ips.iter().map(|ip| (*ip).into()).collect();
+            addresses.take_in(&Resolution { name: h1.clone(), addresses: Some(ips) });
+            view.nodes(&name(service), &addresses).iter().map(|node| node.address.port()).collect()
+        };
+        assert_eq!(ports_at(&view, &[[10, 0, 0, 2]], "a"), [1, 2]);
+        assert_eq!(ports_at(&view, &[[10, 0, 0, 2], [10, 0, 0, 3]], "a"), [1, 2, 2]);
+        assert_eq!(ports_at(&view, &[[10, 0, 0, 2], [10, 0, 0, 3]], "b"), [3, 3]);
+        let version = view.names_version();
+        view.apply(&changed(vec![entry("a/2", &named("h1", 9), 2)], &[]));
+        assert_eq!(view.names_version(), version, "the name stayed");
+        view.apply(&changed(vec![entry("a/2", &named("h2", 9), 3)], &["b/1"]));
+        assert_eq!(view.names().map(HostName::as_str).collect::<Vec<_>>(), ["h2"]);
+        assert!(view.names_version() > version);
+        assert_eq!(view.services_at(&h1).count(), 0);
     }
 
     #[test]

@@ -132,6 +132,7 @@ fn service(section: &Section<'_>, node: &str) -> Option<Service> {
         section.problem("metadata", error.to_string());
     } else if let Err(error) = format.encode(&service.root, &service.name, &service.instance, &node, times) {
         let key = match error {
+            EncodeError::ReadOnly(_) => "format",
             EncodeError::ZeroWeight(_) => "weight",
             EncodeError::DnsName(_) => "name",
             EncodeError::Instance(_) => "instance",

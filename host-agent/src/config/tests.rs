@@ -140,7 +140,7 @@ fn every_problem_of_a_file_is_reported_in_the_order_of_the_file() {
         &[
             "agent.toml:1:1: nod: unknown key; did you mean \"node\"?",
             "agent.toml:3:10: watch.prefix: \"/services\" is no prefix of keys: it ends in /, such as \"/services/\"",
-            "agent.toml:5:10: watch.format: \"consul\" is no format: allowed are \"waypost\", \"endpoint-key\", \"endpoint-value\", \"ip-pid\", \"go-zero\", \"kratos\", \"go-micro\", \"grpc-naming\", \"kitex\", \"hertz\", \"dubbo-app\", \"dubbo-interface\" and \"skydns\"",
+            "agent.toml:5:10: watch.format: \"consul\" is no format: allowed are \"waypost\", \"endpoint-key\", \"endpoint-value\", \"ip-pid\", \"go-zero\", \"kratos\", \"go-micro\", \"grpc-naming\", \"kitex\", \"hertz\", \"dubbo-app\", \"dubbo-interface\", \"skydns\" and \"apisix\"",
             "agent.toml:6:1: service.name: missing: write the service's name",
             "agent.toml:7:8: service.port: expected a whole number from 1 to 65535, found the text \"http\"",
             "agent.toml:9:8: service.metadata.team: expected text in quotes, found the number 7",

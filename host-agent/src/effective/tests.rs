@@ -233,3 +233,57 @@ fn a_watch_that_never_syncs_keeps_the_disk_copy_for_a_while_only() {
     assert_eq!(effective.next_deadline(), None);
     assert!(!effective.figures().complete);
 }
+
+fn answer(name: &str, addresses: &[[u8; 4]]) -> Resolution {
+    let addresses = addresses.iter().map(|ip| std::net::IpAddr::from(*ip)).collect::<Arc<[_]>>();
+    Resolution { name: HostName::new(name).unwrap(), addresses: Some(addresses).filter(|known| !known.is_empty()) }
+}
+
+#[test]
+fn a_node_by_name_is_served_at_the_addresses_that_the_name_stands_for() {
+    let (mut effective, now) = effective(&["/a/", "/b/"], None);
+    assert_eq!(effective.take_names(), None);
+    effective.apply(&watch("/a/"), &synced(&[("/a/web/1", "h1:80"), ("/a/web/2", "10.0.0.9:80")]), now);
+    effective.apply(&watch("/b/"), &synced(&[("/b/api/1", "h1:81")]), now);
+    let h1 = HostName::new("h1").unwrap();
+    assert_eq!(effective.take_names(), Some(BTreeSet::from([h1.clone()])));
+    assert!(effective.publish(now).is_none(), "the first version waits for the answer");
+    effective.resolve(&answer("h1", &[[10, 0, 0, 1]]));
+    let both = ["api 10.0.0.1:81", "web 10.0.0.1:80", "web 10.0.0.9:80"];
+    assert_eq!(shown(&effective.publish(now).unwrap()), both);
+    effective.resolve(&answer("h1", &[[10, 0, 0, 1]]));
+    assert!(effective.publish(now).is_none(), "nothing changed");
+    effective.resolve(&answer("h1", &[[10, 0, 0, 1], [10, 0, 0, 2]]));
+    let more = ["api 10.0.0.1:81", "api 10.0.0.2:81", "web 10.0.0.1:80", "web 10.0.0.2:80", "web 10.0.0.9:80"];
+    assert_eq!(shown(&effective.publish(now).unwrap()), more);
+    effective.apply(&watch("/b/"), &deleted(&["/b/api/1"]), now);
+    assert_eq!(effective.take_names(), Some(BTreeSet::from([h1])), "another watch wants the name still");
+    effective.apply(&watch("/a/"), &deleted(&["/a/web/1"]), now);
+    assert_eq!(effective.take_names(), Some(BTreeSet::new()));
+}
+
+#[test]
+fn a_name_that_stands_for_another_address_takes_its_node_there_and_the_guard_holds_nothing() {
+    let (mut effective, now) = effective(&["/a/"], None);
+    effective.apply(&watch("/a/"), &synced(&[("/a/web/1", "h1:80")]), now);
+    for ips in
+        [&[[10, 0, 0, 1]][..], &[[10, 0, 0, 2]], &[[10, 0, 0, 3], [10, 0, 0, 4]], &[[10, 0, 0, 5], [10, 0, 0, 6]]]
+    {
+        effective.resolve(&answer("h1", ips));
+        let expected: Vec<String> = ips.iter().map(|[a, b, c, d]| format!("web {a}.{b}.{c}.{d}:80")).collect();
+        assert_eq!(shown(&effective.publish(now).unwrap()), expected);
+    }
+}
+
+#[test]
+fn what_was_served_before_stays_until_the_names_are_looked_up() {
+    let (mut effective, now) = effective(&["/a/"], Some(disk(&[("web", "10.0.0.1:80"), ("old", "10.0.0.2:80")])));
+    effective.set_guard(off(), now);
+    effective.apply(&watch("/a/"), &synced(&[("/a/web/1", "h1:80"), ("/a/web/2", "gone:80")]), now);
+    assert!(effective.publish(now).is_none());
+    effective.resolve(&answer("gone", &[]));
+    assert!(effective.publish(now).is_none() && !effective.figures().complete);
+    effective.resolve(&answer("h1", &[[10, 0, 0, 1]]));
+    assert_eq!(shown(&effective.publish(now).unwrap()), ["web 10.0.0.1:80"]);
+    assert!(effective.figures().complete);
+}

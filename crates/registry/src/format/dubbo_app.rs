@@ -1,14 +1,14 @@
 //! `dubbo-app`: `/services/<application>/<host>:<port>` and JSON with the names of dubbo-go's fields.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use waypost_catalog::{Health, Node, Protocol, ServiceName};
 
 use super::{
-    DecodeError, EncodeError, dubbo,
+    DecodeError, EncodeError, Endpoint, Found, dubbo,
     foreign::{Labels, VERSION, ZONE, labels_with_version, read, take, weight_or, write},
-    parse_ip, plain_node,
+    parse_host, parse_port,
 };
 
 /// In the metadata: the ports of an application that speaks several protocols, as JSON in a text.
@@ -31,7 +31,7 @@ struct Incoming {
 }
 
 #[derive(Deserialize)]
-struct Endpoint {
+struct ListedEndpoint {
     port: Option<i64>,
     protocol: Option<String>,
 }
@@ -54,18 +54,17 @@ struct Outgoing<'a> {
     tag: &'a str,
 }
 
-pub(super) fn decode(rest: &str, value: &[u8], protocol: Protocol) -> Result<Node, DecodeError> {
+pub(super) fn decode(rest: &str, value: &[u8], protocol: Protocol) -> Result<Found, DecodeError> {
     let incoming: Incoming = read(value)?;
-    let ip = parse_ip(&incoming.host.ok_or(DecodeError::Missing("Host"))?)?;
+    let host = parse_host(&incoming.host.ok_or(DecodeError::Missing("Host"))?)?;
     let mut metadata = incoming.metadata.unwrap_or_default();
     let port = match endpoints(&metadata) {
         Some(endpoints) => fitting_port(&endpoints, protocol)?,
         None => incoming.port,
     };
-    let port = port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0);
-    let address = SocketAddr::new(ip, port.ok_or(DecodeError::Missing("Port (1 to 65535)"))?);
+    let endpoint = Endpoint { host, port: parse_port(port, "Port (1 to 65535)")? };
     let (zone, version) = (take(&mut metadata, ZONE), take(&mut metadata, VERSION));
-    Ok(Node {
+    Ok(Found::plain(endpoint, rest, protocol).with(|node| Node {
         weight: match incoming.enable {
             Some(false) => 0,
             _ => weight_or(dubbo::DEFAULT_WEIGHT, incoming.weight),
@@ -78,18 +77,18 @@ pub(super) fn decode(rest: &str, value: &[u8], protocol: Protocol) -> Result<Nod
         version,
         tags: incoming.tag.into_iter().filter(|tag| !tag.is_empty()).collect(),
         metadata,
-        ..plain_node(address, rest, protocol)
-    })
+        ..node
+    }))
 }
 
 /// The endpoints that the metadata list, if they do.
-fn endpoints(metadata: &Labels) -> Option<Vec<Endpoint>> {
-    let endpoints: Vec<Endpoint> = serde_json::from_str(metadata.get(ENDPOINTS)?).ok()?;
+fn endpoints(metadata: &Labels) -> Option<Vec<ListedEndpoint>> {
+    let endpoints: Vec<ListedEndpoint> = serde_json::from_str(metadata.get(ENDPOINTS)?).ok()?;
     Some(endpoints).filter(|endpoints| !endpoints.is_empty())
 }
 
 /// The port of the protocol that fits best.
-fn fitting_port(endpoints: &[Endpoint], protocol: Protocol) -> Result<Option<i64>, DecodeError> {
+fn fitting_port(endpoints: &[ListedEndpoint], protocol: Protocol) -> Result<Option<i64>, DecodeError> {
     let of = |scheme: &&str| endpoints.iter().find(|endpoint| endpoint.protocol.as_deref() == Some(*scheme));
     match dubbo::schemes(protocol).iter().find_map(of) {
         Some(endpoint) => Ok(endpoint.port),
@@ -128,7 +127,7 @@ mod tests {
 
     fn read_for(protocol: Protocol, value: &str) -> Result<Node, DecodeError> {
         let key = "/services/user-app/10.0.0.5:20000";
-        DubboApp.decode("/services/", key, value.as_bytes(), protocol).map(|(service, node)| {
+        DubboApp.decode("/services/", key, value.as_bytes(), protocol).map(one).map(|(service, node)| {
             assert_eq!(&*service, "user-app");
             node
         })
@@ -184,7 +183,7 @@ mod tests {
             r#"{"Host":"10.0.0.5"}"#,
             r#"{"Host":"10.0.0.5","Port":0}"#,
             r#"{"Host":"10.0.0.5","Port":-1}"#,
-            r#"{"Host":"user.local","Port":20000}"#,
+            r#"{"Host":"user local","Port":20000}"#,
             r#"{"Host":"10.0.0.5","Port":20000,"Enable":"yes"}"#,
         ] {
             assert!(read(value).is_err(), "{value}");

@@ -5,9 +5,8 @@ use std::collections::BTreeMap;
 use waypost_catalog::{Node, Protocol, ServiceName};
 
 use super::{
-    DecodeError, dubbo,
+    DecodeError, Endpoint, Found, dubbo,
     foreign::{Labels, VERSION, ZONE, labels_with_version, take, weight_as_it_is},
-    parse_endpoint, plain_node,
 };
 
 pub(super) const SHAPE: &str = "<prefix><interface>/providers/<URL>";
@@ -17,7 +16,7 @@ const WEIGHT: &str = "weight";
 const KEPT: [&str; 2] = ["application", "group"];
 
 /// The node of a key. Beside the providers Dubbo keeps a key for each folder above them, its consumers and its rules.
-pub(super) fn decode(path: &str, protocol: Protocol) -> Result<(ServiceName, Node), DecodeError> {
+pub(super) fn decode(path: &str, protocol: Protocol) -> Result<(ServiceName, Found), DecodeError> {
     let mut parts = path.splitn(3, '/');
     let (Some(interface), Some(category), Some(url)) = (parts.next(), parts.next(), parts.next()) else {
         return Err(DecodeError::NoNode("a folder of Dubbo's"));
@@ -30,7 +29,7 @@ pub(super) fn decode(path: &str, protocol: Protocol) -> Result<(ServiceName, Nod
     Ok((service, provider(&unescaped(url)?, protocol)?))
 }
 
-fn provider(url: &str, protocol: Protocol) -> Result<Node, DecodeError> {
+fn provider(url: &str, protocol: Protocol) -> Result<Found, DecodeError> {
     let (scheme, rest) = url.split_once("://").ok_or(DecodeError::KeyShape { expected: SHAPE })?;
     if !dubbo::schemes(protocol).contains(&scheme) {
         let found = scheme.chars().take(80).collect();
@@ -38,15 +37,15 @@ fn provider(url: &str, protocol: Protocol) -> Result<Node, DecodeError> {
     }
     let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
     let authority = rest.split_once('/').map_or(rest, |(authority, _)| authority);
-    let address = parse_endpoint(authority)?;
+    let endpoint = Endpoint::parse(authority)?;
     let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
     let text = |text: &str| dubbo::unescape(text).unwrap_or_else(|| text.to_owned());
     let mut parameters: Labels = pairs.map(|(name, value)| (name.to_owned(), text(value))).collect();
     let weight = take(&mut parameters, WEIGHT).parse().map_or(dubbo::DEFAULT_WEIGHT, weight_as_it_is);
     let (zone, version) = (take(&mut parameters, ZONE), take(&mut parameters, VERSION));
     parameters.retain(|name, _| KEPT.contains(&name.as_str()));
-    let node = plain_node(address, &address.to_string(), protocol);
-    Ok(Node { weight, zone, version, metadata: parameters, ..node })
+    let found = Found::plain(endpoint, authority, protocol);
+    Ok(found.with(|node| Node { weight, zone, version, metadata: parameters, ..node }))
 }
 
 /// The key's part below the root.
@@ -73,7 +72,7 @@ mod tests {
 
     fn read(protocol: Protocol, url: &str) -> Result<Node, DecodeError> {
         let key = format!("/dubbo/{INTERFACE}/providers/{}", dubbo::escape(url));
-        DubboInterface.decode("/dubbo/", &key, b"", protocol).map(|(service, node)| {
+        DubboInterface.decode("/dubbo/", &key, b"", protocol).map(one).map(|(service, node)| {
             assert_eq!(&*service, INTERFACE);
             node
         })
@@ -82,7 +81,7 @@ mod tests {
     #[test]
     fn a_providers_url_is_read() {
         let key = "/dubbo/org.apache.dubbo.UserProvider/providers/tri%3A%2F%2F10.0.0.5%3A20000%2Forg.apache.dubbo.UserProvider%3Fanyhost%3Dtrue%26application%3Duser-app%26group%3Dg%26interface%3Dorg.apache.dubbo.UserProvider%26methods%3DGetUser%2CAdd%26side%3Dprovider%26version%3D1.0.0%26weight%3D30";
-        let (service, node) = DubboInterface.decode("/dubbo/", key, b"", Protocol::Http2).unwrap();
+        let (service, node) = one(DubboInterface.decode("/dubbo/", key, b"", Protocol::Http2).unwrap());
         assert_eq!((&*service, node.address.to_string().as_str()), (INTERFACE, "10.0.0.5:20000"));
         assert_eq!((node.weight, &*node.version, &*node.id), (30, "1.0.0", "10.0.0.5:20000"));
         assert_eq!(
@@ -108,7 +107,7 @@ mod tests {
             read(Protocol::Http1, "rest://10.0.0.5:1/x").is_ok() && read(Protocol::Http1, "tri://10.0.0.5:1").is_ok()
         );
         for url in
-            ["", "tri", "tri://", "tri://host:1/x", "tri://10.0.0.5/x", "tri://10.0.0.5:0/x", "rest://10.0.0.5:1/x"]
+            ["", "tri", "tri://", "tri://host/x", "tri://10.0.0.5/x", "tri://10.0.0.5:0/x", "rest://10.0.0.5:1/x"]
         {
             assert!(read(Protocol::Http2, url).is_err(), "{url}");
         }

@@ -1,9 +1,9 @@
 //! `endpoint-key`: the node's address is the key's last part, the value means nothing.
 
-use waypost_catalog::{Node, Protocol};
+use waypost_catalog::Protocol;
 
-use super::{DecodeError, parse_endpoint, plain_node};
+use super::{DecodeError, Endpoint, Found};
 
-pub(super) fn decode(rest: &str, protocol: Protocol) -> Result<Node, DecodeError> {
-    Ok(plain_node(parse_endpoint(rest)?, rest, protocol))
+pub(super) fn decode(rest: &str, protocol: Protocol) -> Result<Found, DecodeError> {
+    Ok(Found::plain(Endpoint::parse(rest)?, rest, protocol))
 }

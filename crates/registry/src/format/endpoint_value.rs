@@ -1,10 +1,10 @@
 //! `endpoint-value`: the value is the node's address, the key's last part only has to be unique.
 
-use waypost_catalog::{Node, Protocol};
+use waypost_catalog::Protocol;
 
-use super::{DecodeError, parse_endpoint, plain_node};
+use super::{DecodeError, Endpoint, Found};
 
-pub(super) fn decode(rest: &str, value: &[u8], protocol: Protocol) -> Result<Node, DecodeError> {
+pub(super) fn decode(rest: &str, value: &[u8], protocol: Protocol) -> Result<Found, DecodeError> {
     let text = String::from_utf8_lossy(value);
-    Ok(plain_node(parse_endpoint(text.trim())?, rest, protocol))
+    Ok(Found::plain(Endpoint::parse(text.trim())?, rest, protocol))
 }

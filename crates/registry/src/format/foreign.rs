@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use waypost_catalog::Node;
 
 use super::{DecodeError, EncodeError};
@@ -21,6 +22,14 @@ pub(super) fn read<'a, T: Deserialize<'a>>(value: &'a [u8]) -> Result<T, DecodeE
 
 pub(super) fn write<T: Serialize>(value: &T) -> Result<Vec<u8>, EncodeError> {
     serde_json::to_vec(value).map_err(|error| EncodeError::Json(error.to_string()))
+}
+
+/// Free data as text: what is none becomes its JSON.
+pub(super) fn text(value: Value) -> String {
+    match value {
+        Value::String(text) => text,
+        other => other.to_string(),
+    }
 }
 
 /// A weight for which a framework takes `default` if it is missing or not above 0.

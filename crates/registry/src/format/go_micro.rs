@@ -6,9 +6,8 @@ use serde::{Deserialize, Serialize};
 use waypost_catalog::{Node, Protocol, ServiceName};
 
 use super::{
-    DecodeError, EncodeError,
+    DecodeError, EncodeError, Endpoint, Found,
     foreign::{Labels, ZONE, labels_of, read, take, write},
-    parse_endpoint, plain_node,
 };
 
 const PROTOCOL: &str = "protocol";
@@ -44,14 +43,14 @@ struct OutgoingNode<'a> {
     metadata: BTreeMap<&'a str, &'a str>,
 }
 
-pub(super) fn decode(rest: &str, value: &[u8], protocol: Protocol) -> Result<Node, DecodeError> {
+pub(super) fn decode(rest: &str, value: &[u8], protocol: Protocol) -> Result<Found, DecodeError> {
     let Incoming { version, nodes } = read(value)?;
     let mut nodes = nodes.unwrap_or_default();
     // One registration is one node. Of several, the key's id tells which it is about; `/` is written as `-` there.
     let named = |node: &IncomingNode| node.id.as_ref().is_some_and(|id| id.replace('/', "-") == rest);
     let chosen = if nodes.len() == 1 { nodes.pop() } else { nodes.into_iter().find(named) };
     let node = chosen.ok_or(DecodeError::Missing("node of the key's id"))?;
-    let address = parse_endpoint(&node.address.ok_or(DecodeError::Missing("address"))?)?;
+    let endpoint = Endpoint::parse(&node.address.ok_or(DecodeError::Missing("address"))?)?;
     let mut metadata = node.metadata.unwrap_or_default();
     let zone = take(&mut metadata, ZONE);
     let protocol = match metadata.get(PROTOCOL).map(String::as_str) {
@@ -59,7 +58,8 @@ pub(super) fn decode(rest: &str, value: &[u8], protocol: Protocol) -> Result<Nod
         Some("http") => Protocol::Http1,
         _ => protocol,
     };
-    Ok(Node { zone, version: version.unwrap_or_default(), metadata, ..plain_node(address, rest, protocol) })
+    let version = version.unwrap_or_default();
+    Ok(Found::plain(endpoint, rest, protocol).with(|node| Node { zone, version, metadata, ..node }))
 }
 
 pub(super) fn encode(service: &ServiceName, instance: &str, node: &Node) -> Result<Vec<u8>, EncodeError> {
@@ -112,13 +112,13 @@ mod tests {
     }
 
     #[test]
-    fn a_value_without_a_node_or_with_a_host_name_is_refused() {
+    fn a_value_without_a_node_that_can_be_reached_is_refused() {
         for value in [
             r#"{"name":"greeter"}"#,
             r#"{"name":"greeter","nodes":[]}"#,
             r#"{"name":"greeter","nodes":[null]}"#,
             r#"{"name":"greeter","nodes":[{"id":"greeter-1"}]}"#,
-            r#"{"name":"greeter","nodes":[{"id":"greeter-1","address":"h1:80"}]}"#,
+            r#"{"name":"greeter","nodes":[{"id":"greeter-1","address":"h 1:80"}]}"#,
             r#"{"name":"greeter","nodes":[{"id":"greeter-1","address":"10.0.0.5"}]}"#,
         ] {
             assert!(read(value).is_err(), "{value}");

@@ -1,10 +1,10 @@
 //! `go-zero`: `<Etcd.Key>/<id>`, a positive decimal number, and the node's address as value.
 
-use waypost_catalog::{Node, Protocol};
+use waypost_catalog::Protocol;
 
-use super::{DecodeError, endpoint_value};
+use super::{DecodeError, Found, endpoint_value};
 
-pub(super) fn decode(rest: &str, value: &[u8], protocol: Protocol) -> Result<Node, DecodeError> {
+pub(super) fn decode(rest: &str, value: &[u8], protocol: Protocol) -> Result<Found, DecodeError> {
     endpoint_value::decode(rest, value, protocol)
 }
 
@@ -40,7 +40,7 @@ mod tests {
 
     #[test]
     fn what_no_request_can_be_sent_to_is_refused() {
-        for value in ["", "user:8080", ":8080", "0.0.0.0:8080", "10.0.0.5"] {
+        for value in ["", ":8080", "0.0.0.0:8080", "10.0.0.5", "user"] {
             assert!(decode_at(GoZero, "user.rpc/", "user.rpc/7", value).is_err(), "{value}");
         }
         assert!(decode_at(GoZero, "/", "/7", "10.0.0.5:8080").is_err(), "no service");

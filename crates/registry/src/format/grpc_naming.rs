@@ -7,9 +7,8 @@ use serde_json::Value;
 use waypost_catalog::{Node, Protocol};
 
 use super::{
-    DecodeError, EncodeError,
-    foreign::{Labels, VERSION, ZONE, labels_with_version, or_null, read, take, write},
-    parse_endpoint, plain_node,
+    DecodeError, EncodeError, Endpoint, Found,
+    foreign::{Labels, VERSION, ZONE, labels_with_version, or_null, read, take, text, write},
 };
 
 /// `Op` is not read: etcd's client does not either, a key that is there is an endpoint.
@@ -28,7 +27,7 @@ struct Outgoing<'a> {
     metadata: Option<BTreeMap<&'a str, &'a str>>,
 }
 
-pub(super) fn decode(rest: &str, value: &[u8], protocol: Protocol) -> Result<Node, DecodeError> {
+pub(super) fn decode(rest: &str, value: &[u8], protocol: Protocol) -> Result<Found, DecodeError> {
     let incoming: Incoming = read(value)?;
     let address = incoming.addr.filter(|addr| !addr.is_empty()).ok_or(DecodeError::Missing("Addr"))?;
     let mut metadata = match incoming.metadata {
@@ -36,14 +35,8 @@ pub(super) fn decode(rest: &str, value: &[u8], protocol: Protocol) -> Result<Nod
         _ => Labels::new(),
     };
     let (zone, version) = (take(&mut metadata, ZONE), take(&mut metadata, VERSION));
-    Ok(Node { zone, version, metadata, ..plain_node(parse_endpoint(&address)?, rest, protocol) })
-}
-
-fn text(value: Value) -> String {
-    match value {
-        Value::String(text) => text,
-        other => other.to_string(),
-    }
+    let found = Found::plain(Endpoint::parse(&address)?, rest, protocol);
+    Ok(found.with(|node| Node { zone, version, metadata, ..node }))
 }
 
 pub(super) fn encode(node: &Node) -> Result<Vec<u8>, EncodeError> {
@@ -84,7 +77,7 @@ mod tests {
 
     #[test]
     fn a_value_without_an_address_of_a_host_is_refused() {
-        for value in ["", "{}", r#"{"Addr":""}"#, r#"{"Addr":"orders:9000"}"#, r#"{"Addr":7}"#, "10.0.0.5:9000"] {
+        for value in ["", "{}", r#"{"Addr":""}"#, r#"{"Addr":"orders"}"#, r#"{"Addr":7}"#, "10.0.0.5:9000"] {
             assert!(decode_at(GrpcNaming, "grpc/", "grpc/orders/e1", value).is_err(), "{value}");
         }
     }

@@ -1,17 +1,13 @@
 //! `kitex` and `hertz`: `<framework>/registry-etcd/<service>/<ip:port>` and JSON with address, weight and tags.
 
-use std::{
-    collections::BTreeMap,
-    net::{Ipv6Addr, SocketAddr},
-};
+use std::{collections::BTreeMap, net::Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 use waypost_catalog::{Node, Protocol};
 
 use super::{
-    DecodeError, EncodeError,
+    DecodeError, EncodeError, Endpoint, Found,
     foreign::{Labels, VERSION, ZONE, labels_with_version, or_null, read, take, weight_or, write},
-    parse_endpoint, plain_node,
 };
 
 /// What both take for a node whose weight is missing or not above 0.
@@ -32,21 +28,21 @@ struct Outgoing<'a> {
     tags: Option<BTreeMap<&'a str, &'a str>>,
 }
 
-pub(super) fn decode(rest: &str, value: &[u8], protocol: Protocol) -> Result<Node, DecodeError> {
+pub(super) fn decode(rest: &str, value: &[u8], protocol: Protocol) -> Result<Found, DecodeError> {
     let incoming: Incoming = read(value)?;
-    let address = parse_address(&incoming.address.ok_or(DecodeError::Missing("address"))?)?;
+    let endpoint = parse_endpoint(&incoming.address.ok_or(DecodeError::Missing("address"))?)?;
     let mut metadata = incoming.tags.unwrap_or_default();
     let (zone, version) = (take(&mut metadata, ZONE), take(&mut metadata, VERSION));
     let weight = weight_or(DEFAULT_WEIGHT, incoming.weight);
-    Ok(Node { weight, zone, version, metadata, ..plain_node(address, rest, protocol) })
+    Ok(Found::plain(endpoint, rest, protocol).with(|node| Node { weight, zone, version, metadata, ..node }))
 }
 
 /// Kitex writes IPv6 addresses without brackets.
-fn parse_address(text: &str) -> Result<SocketAddr, DecodeError> {
+fn parse_endpoint(text: &str) -> Result<Endpoint, DecodeError> {
     let bare = text.rsplit_once(':').filter(|(ip, _)| ip.parse::<Ipv6Addr>().is_ok());
     match bare {
-        Some((ip, port)) => parse_endpoint(&format!("[{ip}]:{port}")),
-        None => parse_endpoint(text),
+        Some((ip, port)) => Endpoint::parse(&format!("[{ip}]:{port}")),
+        None => Endpoint::parse(text),
     }
 }
 
@@ -98,7 +94,6 @@ mod tests {
         for value in [
             "{}",
             "10.0.0.5:8888",
-            r#"{"address":"orders:8888"}"#,
             r#"{"network":"unix","address":"/run/orders.sock"}"#,
             r#"{"address":"10.0.0.5:8888","weight":"10"}"#,
             r#"{"address":"::8888"}"#,

@@ -4,9 +4,8 @@ use serde::{Deserialize, Serialize};
 use waypost_catalog::{Node, Protocol, ServiceName};
 
 use super::{
-    DecodeError, EncodeError,
+    DecodeError, EncodeError, Endpoint, Found,
     foreign::{Labels, ZONE, labels_of, or_null, read, take, weight_as_it_is, write},
-    parse_endpoint, plain_node,
 };
 
 /// What a client takes for a node that says no weight, or none that is a number.
@@ -30,7 +29,12 @@ struct Outgoing<'a> {
     endpoints: [String; 1],
 }
 
-pub(super) fn decode(service: &ServiceName, rest: &str, value: &[u8], protocol: Protocol) -> Result<Node, DecodeError> {
+pub(super) fn decode(
+    service: &ServiceName,
+    rest: &str,
+    value: &[u8],
+    protocol: Protocol,
+) -> Result<Found, DecodeError> {
     let incoming: Incoming = read(value)?;
     let name = incoming.name.unwrap_or_default();
     if name != service.as_str() {
@@ -47,7 +51,8 @@ pub(super) fn decode(service: &ServiceName, rest: &str, value: &[u8], protocol: 
     let weight = take(&mut metadata, WEIGHT).parse().map_or(DEFAULT_WEIGHT, weight_as_it_is);
     let zone = take(&mut metadata, ZONE);
     let version = incoming.version.unwrap_or_default();
-    Ok(Node { weight, zone, version, metadata, ..plain_node(parse_endpoint(endpoint)?, rest, protocol) })
+    let found = Found::plain(Endpoint::parse(endpoint)?, rest, protocol);
+    Ok(found.with(|node| Node { weight, zone, version, metadata, ..node }))
 }
 
 pub(super) fn encode(service: &ServiceName, instance: &str, node: &Node) -> Result<Vec<u8>, EncodeError> {
@@ -94,7 +99,7 @@ mod tests {
 
     fn read(value: &str, protocol: Protocol) -> Result<Node, DecodeError> {
         let key = "/microservices/helloworld/h1";
-        Kratos.decode("/microservices/", key, value.as_bytes(), protocol).map(|(service, node)| {
+        Kratos.decode("/microservices/", key, value.as_bytes(), protocol).map(one).map(|(service, node)| {
             assert_eq!(&*service, "helloworld");
             node
         })
@@ -143,11 +148,11 @@ mod tests {
     }
 
     #[test]
-    fn another_services_value_and_a_host_name_are_refused() {
+    fn another_services_value_and_what_is_no_endpoint_are_refused() {
         let other = read(r#"{"name":"hello","endpoints":["http://10.0.0.5:80"]}"#, Protocol::Http1).unwrap_err();
         assert_eq!(other.to_string(), "the value is that of service \"hello\", the key another's");
-        let error = read(r#"{"name":"helloworld","endpoints":["http://h1:80"]}"#, Protocol::Http1).unwrap_err();
-        assert!(error.to_string().contains("host names are not resolved"));
+        let error = read(r#"{"name":"helloworld","endpoints":["http://h1"]}"#, Protocol::Http1).unwrap_err();
+        assert!(error.to_string().contains("form host:port"), "{error}");
         assert!(read(r#"{"name":"helloworld","endpoints":"http://10.0.0.5:80"}"#, Protocol::Http1).is_err());
     }
 

@@ -1,11 +1,13 @@
 //! How services and nodes are written in etcd's keys and values: one file per format.
 
+mod apisix;
 mod dubbo;
 mod dubbo_app;
 mod dubbo_interface;
 mod endpoint_key;
 mod endpoint_value;
 mod foreign;
+mod found;
 mod go_micro;
 mod go_zero;
 mod grpc_naming;
@@ -16,17 +18,17 @@ mod skydns;
 mod timestamp;
 mod waypost;
 
-use std::{
-    fmt,
-    net::{IpAddr, SocketAddr},
-    str::FromStr,
-    time::SystemTime,
-};
+use std::{fmt, str::FromStr, time::SystemTime};
 
 use waypost_catalog::{Node, Protocol, ServiceName, model::InvalidServiceName};
 
+pub use self::found::Found;
+use self::found::{Endpoint, parse_host, parse_port};
+
 /// Largest value that is looked at, in bytes: a node on the wire may not be larger either.
 pub const MAX_VALUE_BYTES: usize = waypost_catalog::wire::limits::NODE_BYTES;
+/// The same of a value that holds all nodes of a service: etcd itself takes no more, unless it is told to.
+const MAX_SHARED_BYTES: usize = 2 * 1024 * 1024;
 
 /// A way to keep nodes in etcd.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -58,6 +60,8 @@ pub enum Format {
     DubboInterface,
     /// That of CoreDNS: `<root>/<labels of the name, last first>/<id>`, JSON.
     SkyDns,
+    /// APISIX's upstreams: `<root>/<id>`, JSON with all nodes.
+    Apisix,
 }
 
 /// Why a key and value are no node.
@@ -79,8 +83,13 @@ pub enum DecodeError {
     #[error(transparent)]
     Service(#[from] InvalidServiceName),
     /// The value is too large.
-    #[error("the value has {0} bytes, more than the {MAX_VALUE_BYTES} allowed")]
-    TooLarge(usize),
+    #[error("the value has {size} bytes, more than the {allowed} allowed")]
+    TooLarge {
+        /// Its size.
+        size: usize,
+        /// What is allowed.
+        allowed: usize,
+    },
     /// The value is not the JSON that was expected.
     #[error("the value is not the JSON expected: {0}")]
     Json(String),
@@ -127,6 +136,9 @@ pub enum EncodeError {
     /// The value would be too large.
     #[error("the value would have {0} bytes, more than the {MAX_VALUE_BYTES} allowed: shorten metadata or tags")]
     TooLarge(usize),
+    /// Nodes are read in this format, and not written.
+    #[error("format {0} is read only: register in another one")]
+    ReadOnly(Format),
     /// The value could not be written as JSON.
     #[error("the value cannot be written: {0}")]
     Json(String),
@@ -156,7 +168,7 @@ pub struct Timestamps {
 
 impl Format {
     /// Every format.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Waypost,
         Self::EndpointKey,
         Self::EndpointValue,
@@ -170,6 +182,7 @@ impl Format {
         Self::DubboApp,
         Self::DubboInterface,
         Self::SkyDns,
+        Self::Apisix,
     ];
 
     /// Its name in configuration.
@@ -188,6 +201,7 @@ impl Format {
             Self::DubboApp => "dubbo-app",
             Self::DubboInterface => "dubbo-interface",
             Self::SkyDns => "skydns",
+            Self::Apisix => "apisix",
         }
     }
 
@@ -205,6 +219,7 @@ impl Format {
             Self::DubboApp => Some("/services/"),
             Self::DubboInterface => Some("/dubbo/"),
             Self::SkyDns => Some("/skydns/"),
+            Self::Apisix => Some("/apisix/upstreams/"),
         }
     }
 
@@ -221,7 +236,8 @@ impl Format {
             | Self::IpPid
             | Self::GoZero
             | Self::GoMicro
-            | Self::GrpcNaming => 1,
+            | Self::GrpcNaming
+            | Self::Apisix => 1,
         }
     }
 
@@ -234,7 +250,7 @@ impl Format {
 
     /// Whether a weight of 0 means none, and not the default.
     const fn carries_zero_weight(self) -> bool {
-        matches!(self, Self::Waypost | Self::IpPid | Self::Kratos | Self::DubboInterface)
+        matches!(self, Self::Waypost | Self::IpPid | Self::Kratos | Self::DubboInterface | Self::Apisix)
     }
 
     /// The names of all, for people.
@@ -246,7 +262,8 @@ impl Format {
         }
     }
 
-    /// The node that a key below `prefix` and its value stand for. `protocol` is that of nodes which do not say.
+    /// The nodes that a key below `prefix` and its value stand for: one, but for [`Self::Apisix`]. `protocol` is that of
+    /// nodes which do not say.
     ///
     /// # Errors
     /// [`DecodeError`] saying what is wrong with it.
@@ -256,22 +273,25 @@ impl Format {
         key: &str,
         value: &[u8],
         protocol: Protocol,
-    ) -> Result<(ServiceName, Node), DecodeError> {
+    ) -> Result<(ServiceName, Vec<Found>), DecodeError> {
         let outside = || DecodeError::OutsidePrefix { prefix: prefix.into() };
         let path = key.strip_prefix(prefix).ok_or_else(outside)?;
-        if value.len() > MAX_VALUE_BYTES {
-            return Err(DecodeError::TooLarge(value.len()));
+        let allowed = if self == Self::Apisix { MAX_SHARED_BYTES } else { MAX_VALUE_BYTES };
+        if value.len() > allowed {
+            return Err(DecodeError::TooLarge { size: value.len(), allowed });
         }
-        let (service, node) = match self {
-            Self::DubboInterface => dubbo_interface::decode(path, protocol)?,
-            Self::SkyDns => skydns::decode(path, value, protocol)?,
-            _ => self.decode_in_service(prefix, path, value, protocol)?,
+        let one = |(service, found)| (service, vec![found]);
+        let (service, found) = match self {
+            Self::DubboInterface => one(dubbo_interface::decode(path, protocol)?),
+            Self::SkyDns => one(skydns::decode(path, value, protocol)?),
+            Self::Apisix => apisix::decode(path, value, protocol)?,
+            _ => one(self.decode_in_service(prefix, path, value, protocol)?),
         };
         // Most are far too small for that, which is cheaper to see.
-        if path.len() + value.len() > MAX_VALUE_BYTES / 4 && node.encode().is_err() {
+        if path.len() + value.len() > MAX_VALUE_BYTES / 4 && !found.iter().all(Found::fits_the_wire) {
             return Err(DecodeError::NodeTooLarge);
         }
-        Ok((service, node))
+        Ok((service, found))
     }
 
     /// The node of a path that begins with its service.
@@ -281,7 +301,7 @@ impl Format {
         path: &str,
         value: &[u8],
         protocol: Protocol,
-    ) -> Result<(ServiceName, Node), DecodeError> {
+    ) -> Result<(ServiceName, Found), DecodeError> {
         let shape = DecodeError::KeyShape { expected: self.key_shape() };
         let (service, rest) = match path.split_once('/') {
             Some(parts) => parts,
@@ -296,7 +316,7 @@ impl Format {
             return Err(shape);
         }
         let service = ServiceName::new(service)?;
-        let node = match self {
+        let found = match self {
             Self::Waypost => waypost::decode(rest, value, protocol),
             Self::EndpointKey => endpoint_key::decode(rest, protocol),
             Self::EndpointValue => endpoint_value::decode(rest, value, protocol),
@@ -307,9 +327,9 @@ impl Format {
             Self::GrpcNaming => grpc_naming::decode(rest, value, protocol),
             Self::Kitex | Self::Hertz => kitex::decode(rest, value, protocol),
             Self::DubboApp => dubbo_app::decode(rest, value, protocol),
-            Self::DubboInterface | Self::SkyDns => Err(shape),
+            Self::DubboInterface | Self::SkyDns | Self::Apisix => Err(shape),
         };
-        Ok((service, node?))
+        Ok((service, found?))
     }
 
     /// Key and value that stand for a node.
@@ -347,6 +367,7 @@ impl Format {
             Self::DubboApp => (by_address, dubbo_app::encode(service, node)?),
             Self::DubboInterface => (dubbo_interface::encode(service, node), Vec::new()),
             Self::SkyDns => skydns::encode(service, instance, node)?,
+            Self::Apisix => return Err(EncodeError::ReadOnly(self)),
         };
         let size = path.len().max(value.len());
         if size > MAX_VALUE_BYTES {
@@ -359,17 +380,18 @@ impl Format {
     const fn key_shape(self) -> &'static str {
         match self {
             Self::Waypost => "<prefix><service>/<instance>",
-            Self::EndpointKey => "<prefix><service>/<ip:port>",
+            Self::EndpointKey => "<prefix><service>/<host:port>",
             Self::EndpointValue => "<prefix><service>/<anything>",
             Self::IpPid => "<prefix><service>/<ip>/<pid>",
             Self::GoZero => "<prefix><service>/<number>",
             Self::Kratos => "<prefix><name>/<id>",
             Self::GoMicro => "<prefix><service>/<node id>",
             Self::GrpcNaming => "<prefix><target>/<anything>",
-            Self::Kitex | Self::Hertz => "<prefix><service>/<ip:port>",
-            Self::DubboApp => "<prefix><application>/<ip:port>",
+            Self::Kitex | Self::Hertz => "<prefix><service>/<host:port>",
+            Self::DubboApp => "<prefix><application>/<host:port>",
             Self::DubboInterface => dubbo_interface::SHAPE,
             Self::SkyDns => skydns::SHAPE,
+            Self::Apisix => apisix::SHAPE,
         }
     }
 }
@@ -387,33 +409,6 @@ impl FromStr for Format {
         let unknown = || UnknownFormat(text.chars().take(80).collect());
         Self::ALL.into_iter().find(|format| format.as_str() == text).ok_or_else(unknown)
     }
-}
-
-/// A node of which only address, protocol and name are known.
-fn plain_node(address: SocketAddr, id: &str, protocol: Protocol) -> Node {
-    Node { id: id.to_owned(), protocol, ..Node::at(address) }
-}
-
-/// An `ip:port` that a request can be sent to.
-fn parse_endpoint(text: &str) -> Result<SocketAddr, DecodeError> {
-    let expected = "address of the form ip:port (host names are not resolved)";
-    let bad = || DecodeError::Address { text: text.chars().take(80).collect(), expected };
-    let address: SocketAddr = text.parse().map_err(|_| bad())?;
-    if address.port() == 0 || !is_host(address.ip()) { Err(bad()) } else { Ok(address) }
-}
-
-/// An IP address that a request can be sent to; IPv6 also in brackets.
-fn parse_ip(text: &str) -> Result<IpAddr, DecodeError> {
-    let expected = "IP address of a host (host names are not resolved)";
-    let bad = || DecodeError::Address { text: text.chars().take(80).collect(), expected };
-    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
-    let ip: IpAddr = bare.parse().map_err(|_| bad())?;
-    if is_host(ip) { Ok(ip) } else { Err(bad()) }
-}
-
-/// `0.0.0.0` would be taken for this very host, a multicast group for nobody.
-fn is_host(ip: IpAddr) -> bool {
-    !ip.is_unspecified() && !ip.is_multicast()
 }
 
 #[cfg(test)]

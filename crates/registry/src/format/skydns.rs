@@ -1,14 +1,14 @@
 //! `skydns`: `/skydns/<the name's labels, last first>/<id>` and JSON with host and port, which CoreDNS answers from.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 use waypost_catalog::{Node, Protocol, ServiceName};
 
 use super::{
-    DecodeError, EncodeError,
+    DecodeError, EncodeError, Endpoint, Found,
     foreign::{read, weight_or, write},
-    parse_ip, plain_node,
+    parse_host, parse_port,
 };
 
 pub(super) const SHAPE: &str = "<prefix><labels of the name, last first>/<id>";
@@ -33,7 +33,7 @@ struct Outgoing {
     ttl: u32,
 }
 
-pub(super) fn decode(path: &str, value: &[u8], protocol: Protocol) -> Result<(ServiceName, Node), DecodeError> {
+pub(super) fn decode(path: &str, value: &[u8], protocol: Protocol) -> Result<(ServiceName, Found), DecodeError> {
     let shape = || DecodeError::KeyShape { expected: SHAPE };
     let (labels, id) = path.rsplit_once('/').ok_or_else(shape)?;
     let labels: Vec<&str> = labels.rsplit('/').collect();
@@ -42,13 +42,12 @@ pub(super) fn decode(path: &str, value: &[u8], protocol: Protocol) -> Result<(Se
     }
     let service = ServiceName::new(&labels.join("."))?;
     let incoming: Incoming = read(value)?;
-    let ip = parse_ip(&incoming.host.ok_or(DecodeError::Missing("host"))?)?;
-    let port = incoming.port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0);
-    let address = SocketAddr::new(ip, port.ok_or(DecodeError::Missing("port (1 to 65535)"))?);
+    let host = parse_host(&incoming.host.ok_or(DecodeError::Missing("host"))?)?;
+    let endpoint = Endpoint { host, port: parse_port(incoming.port, "port (1 to 65535)")? };
     let weight = weight_or(DEFAULT_WEIGHT, incoming.weight);
     let priority = incoming.priority.map(|priority| ("priority".to_owned(), priority.to_string()));
     let metadata = priority.into_iter().collect();
-    Ok((service, Node { weight, metadata, ..plain_node(address, id, protocol) }))
+    Ok((service, Found::plain(endpoint, id, protocol).with(|node| Node { weight, metadata, ..node })))
 }
 
 /// The key's part below the root, and the value.
@@ -100,7 +99,7 @@ mod tests {
             r#"{"host":"10.0.0.5"}"#,
             r#"{"host":"10.0.0.5","port":0}"#,
             r#"{"host":"10.0.0.5","port":65536}"#,
-            r#"{"host":"orders.example.org","port":80}"#,
+            r#"{"host":"orders.example.org"}"#,
         ] {
             assert!(decode_at(SkyDns, "/skydns/", "/skydns/local/orders/1", value).is_err(), "{value}");
         }

@@ -7,16 +7,22 @@ use std::{
 
 use waypost_catalog::{Health, Node, Protocol, ServiceName};
 
-use super::{DecodeError, EncodeError, Format, Timestamps};
+use super::{DecodeError, EncodeError, Format, Found, Timestamps};
 
-/// Reads a key as on a watch for HTTP/1.1.
+/// The one node of a key; at port of `0.0.0.0` if its host has a name.
+pub(super) fn one((service, found): (ServiceName, Vec<Found>)) -> (ServiceName, Node) {
+    assert_eq!(found.len(), 1);
+    (service, found.into_iter().next().unwrap().into_node())
+}
+
+/// Reads a key with one node as on a watch for HTTP/1.1.
 pub(super) fn decode_at(
     format: Format,
     prefix: &str,
     key: &str,
     value: &str,
 ) -> Result<(ServiceName, Node), DecodeError> {
-    format.decode(prefix, key, value.as_bytes(), Protocol::Http1)
+    format.decode(prefix, key, value.as_bytes(), Protocol::Http1).map(one)
 }
 
 pub(super) fn try_encode(

@@ -1,15 +1,19 @@
 //! Golden values of each format, and hostile ones.
 
-use std::{collections::BTreeMap, time::UNIX_EPOCH};
+use std::{collections::BTreeMap, net::SocketAddr, time::UNIX_EPOCH};
 
+use crate::host::HostName;
 use proptest::prelude::*;
 
-use super::{testing::full_node, *};
+use super::{
+    testing::{full_node, one},
+    *,
+};
 
 const PREFIX: &str = "/waypost/services/";
 
 fn decode(format: Format, path: &str, value: &str) -> Result<(ServiceName, Node), DecodeError> {
-    format.decode(PREFIX, &format!("{PREFIX}{path}"), value.as_bytes(), Protocol::Http2)
+    format.decode(PREFIX, &format!("{PREFIX}{path}"), value.as_bytes(), Protocol::Http2).map(one)
 }
 
 fn good(format: Format, path: &str, value: &str) -> Node {
@@ -56,16 +60,16 @@ fn waypost_refuses_what_no_request_can_be_sent_to() {
         (r#"{"address":"10.0.0.5","port":80,"weight":4294967296}"#, "JSON"),
         (r#"{"address":"10.0.0.5","port":80,"health":"odd"}"#, "JSON"),
         (r#"{"address":"10.0.0.5","port":80,"protocol":"h3"}"#, "JSON"),
-        (r#"{"address":"db.internal","port":80}"#, "host names are not resolved"),
-        (r#"{"address":"0.0.0.0","port":80}"#, "IP address of a host"),
-        (r#"{"address":"224.0.0.1","port":80}"#, "IP address of a host"),
-        (r#"{"address":"10.0.0.5:80","port":80}"#, "IP address of a host"),
+        (r#"{"address":"db internal","port":80}"#, "name of a host"),
+        (r#"{"address":"0.0.0.0","port":80}"#, "IP address"),
+        (r#"{"address":"224.0.0.1","port":80}"#, "IP address"),
+        (r#"{"address":"10.0.0.5:80","port":80}"#, "IP address"),
     ] {
         let error = decode(Format::Waypost, "orders/i", value).unwrap_err().to_string();
         assert!(error.contains(fault), "{value}: {error}");
     }
     let large = format!(r#"{{"address":"10.0.0.5","port":80,"x":"{}"}}"#, "x".repeat(MAX_VALUE_BYTES));
-    assert!(matches!(decode(Format::Waypost, "orders/i", &large), Err(DecodeError::TooLarge(_))));
+    assert!(matches!(decode(Format::Waypost, "orders/i", &large), Err(DecodeError::TooLarge { .. })));
 }
 
 #[test]
@@ -75,7 +79,8 @@ fn endpoint_key_has_everything_in_the_key() {
     let node = good(Format::EndpointKey, "orders/10.0.0.5:8080", "anything");
     assert_eq!(node, Node { protocol: Protocol::Http2, ..Node::at("10.0.0.5:8080".parse().unwrap()) });
     assert_eq!(good(Format::EndpointKey, "orders/[::1]:80", "").address.port(), 80);
-    for bad in ["orders/host:80", "orders/10.0.0.5", "orders/10.0.0.5:0", "orders/0.0.0.0:80", "orders/a/10.0.0.5:80"] {
+    for bad in ["orders/ho st:80", "orders/10.0.0.5", "orders/10.0.0.5:0", "orders/0.0.0.0:80", "orders/a/10.0.0.5:80"]
+    {
         assert!(decode(Format::EndpointKey, bad, "").is_err(), "{bad}");
     }
 }
@@ -87,7 +92,7 @@ fn endpoint_value_has_the_address_in_the_value() {
     let node = good(Format::EndpointValue, "orders/7587870460981", "10.0.0.5:8080\n");
     assert_eq!((node.address.to_string().as_str(), node.id.as_str()), ("10.0.0.5:8080", "7587870460981"));
     assert_eq!(good(Format::EndpointValue, "orders/a/b", "[::1]:80").id, "a/b");
-    for bad in ["", "host:80", "http://10.0.0.5:80", "10.0.0.5", "10.0.0.5:80,10.0.0.6:80"] {
+    for bad in ["", "host", "http://10.0.0.5:80", "10.0.0.5", "10.0.0.5:80,10.0.0.6:80"] {
         assert!(decode(Format::EndpointValue, "orders/i", bad).is_err(), "{bad}");
     }
 }
@@ -146,11 +151,37 @@ fn a_weight_of_0_is_not_written_where_it_would_mean_another() {
         let none = Node { weight: 0, ..full_node() };
         match testing::try_encode(format, PREFIX, "orders", "i", &none) {
             Ok((key, value)) => {
-                let (_, read) = format.decode(PREFIX, &key, &value, Protocol::Http2).unwrap();
+                let (_, read) = one(format.decode(PREFIX, &key, &value, Protocol::Http2).unwrap());
                 assert_eq!(read.weight, 0, "{format}");
             }
+            Err(EncodeError::ReadOnly(_)) => assert!(!any_written().contains(&format), "{format}"),
             Err(error) => assert_eq!(error, EncodeError::ZeroWeight(format)),
         }
+    }
+}
+
+#[test]
+fn a_host_may_have_a_name_in_every_format() {
+    let url = dubbo::escape("tri://h1.shop:80/orders");
+    for (format, path, value) in [
+        (Format::Waypost, "orders/i", r#"{"address":"h1.shop","port":80}"#),
+        (Format::EndpointKey, "orders/h1.shop:80", ""),
+        (Format::EndpointValue, "orders/i", "h1.shop:80"),
+        (Format::IpPid, "orders/10.0.0.5/4711", r#"{"address":"h1.shop","port":80}"#),
+        (Format::GoZero, "orders/1", "h1.shop:80"),
+        (Format::Kratos, "orders/i", r#"{"name":"orders","endpoints":["grpc://h1.shop:80"]}"#),
+        (Format::GoMicro, "orders/i", r#"{"nodes":[{"address":"H1.shop:80"}]}"#),
+        (Format::GrpcNaming, "orders/i", r#"{"Addr":"h1.shop:80"}"#),
+        (Format::Kitex, "orders/h1.shop:80", r#"{"address":"h1.shop:80"}"#),
+        (Format::Hertz, "orders/h1.shop:80", r#"{"address":"h1.shop:80"}"#),
+        (Format::DubboApp, "orders/h1.shop:80", r#"{"Host":"h1.shop","Port":80}"#),
+        (Format::DubboInterface, &format!("orders/providers/{url}"), ""),
+        (Format::SkyDns, "orders/i", r#"{"host":"h1.shop","port":80}"#),
+        (Format::Apisix, "orders", r#"{"nodes":{"h1.shop:80":1}}"#),
+    ] {
+        let (_, found) = format.decode(PREFIX, &format!("{PREFIX}{path}"), value.as_bytes(), Protocol::Http2).unwrap();
+        let name = found[0].name().map(HostName::as_str);
+        assert_eq!((name, found[0].port(), found[0].node()), (Some("h1.shop"), 80, None), "{format}");
     }
 }
 
@@ -170,8 +201,18 @@ fn names_of_formats_are_read_and_written_and_others_refused() {
     }
     assert_eq!(
         "consul".parse::<Format>().unwrap_err().to_string(),
-        r#""consul" is no format: allowed are "waypost", "endpoint-key", "endpoint-value", "ip-pid", "go-zero", "kratos", "go-micro", "grpc-naming", "kitex", "hertz", "dubbo-app", "dubbo-interface" and "skydns""#
+        r#""consul" is no format: allowed are "waypost", "endpoint-key", "endpoint-value", "ip-pid", "go-zero", "kratos", "go-micro", "grpc-naming", "kitex", "hertz", "dubbo-app", "dubbo-interface", "skydns" and "apisix""#
     );
+}
+
+/// The formats of one key per node, in which nodes are written.
+fn any_written() -> Vec<Format> {
+    let written = |format: &Format| {
+        !matches!(testing::try_encode(*format, PREFIX, "orders", "i", &full_node()), Err(EncodeError::ReadOnly(_)))
+    };
+    let formats: Vec<Format> = Format::ALL.into_iter().filter(written).collect();
+    assert_eq!(formats.len(), Format::ALL.len() - 1);
+    formats
 }
 
 fn any_format() -> impl Strategy<Value = Format> {
@@ -192,18 +233,20 @@ proptest! {
     #[test]
     fn no_json_makes_a_decoder_panic_and_what_decodes_fits_the_wire(
         format in any_format(),
-        path in prop::sample::select(&["orders/1", "orders/10.0.0.1/1", "orders/providers/tri%3A%2F%2F10.0.0.1%3A1"][..]),
-        value in r#"\{("(address|port|weight|zone|tags|metadata|health|protocol|name|version|endpoints|nodes|Addr|Metadata|Host|Port|Weight|Enable|host)":("10\.0\.0\.1(:80)?"|"orders"|\["(http|grpc)://10\.0\.0\.1:80"\]|\[\{"address":"10\.0\.0\.1:80"\}\]|[0-9-]{1,6}|null|\[("a",?){0,2}\]|\{\}|"passing"|"http2"|true|false),?){0,5}\}"#,
+        path in prop::sample::select(&["orders", "orders/1", "orders/10.0.0.1/1", "orders/providers/tri%3A%2F%2F10.0.0.1%3A1"][..]),
+        value in r#"\{("(address|port|weight|zone|tags|metadata|health|protocol|name|version|endpoints|nodes|Addr|Metadata|Host|Port|Weight|Enable|host|scheme)":("10\.0\.0\.1(:80)?"|"orders"|\["(http|grpc)://10\.0\.0\.1:80"\]|\[\{"address":"10\.0\.0\.1:80"\}\]|\[(\{"host":"h1","weight":[0-9]{1,2}\},?){1,2}\]|\{"h1:80":[0-9]{1,2}\}|[0-9-]{1,6}|null|\[("a",?){0,2}\]|\{\}|"passing"|"http2"|true|false),?){0,5}\}"#,
     ) {
-        if let Ok((_, node)) = format.decode(PREFIX, &format!("{PREFIX}{path}"), value.as_bytes(), Protocol::Http1) {
-            prop_assert!(node.address.port() != 0);
-            prop_assert!(node.encode().is_ok());
+        if let Ok((_, found)) = format.decode(PREFIX, &format!("{PREFIX}{path}"), value.as_bytes(), Protocol::Http1) {
+            for found in found {
+                prop_assert!(found.port() != 0);
+                prop_assert!(found.fits_the_wire());
+            }
         }
     }
 
     #[test]
     fn what_is_written_is_read_back(
-        format in any_format(),
+        format in prop::sample::select(any_written()),
         address in any::<([u8; 4], u16)>(),
         weight in 1..=u32::MAX,
         text in r"[^\p{C}]{0,30}",
@@ -219,7 +262,7 @@ proptest! {
             ..Node::at(address)
         };
         let (key, value) = encode(format, PREFIX, &node);
-        let (service, read) = format.decode(PREFIX, &key, value.as_bytes(), Protocol::Http1).unwrap();
+        let (service, read) = one(format.decode(PREFIX, &key, value.as_bytes(), Protocol::Http1).unwrap());
         let without = [Format::EndpointKey, Format::EndpointValue, Format::GoZero, Format::GoMicro, Format::GrpcNaming];
         if !without.contains(&format) {
             prop_assert_eq!(read.weight, weight);

@@ -1,14 +1,12 @@
 //! `waypost`: the key names service and instance, the value is JSON. Only address and port have to be in it.
 
-use std::{
-    collections::BTreeMap,
-    net::{IpAddr, SocketAddr},
-};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
 use waypost_catalog::{Health, Node, Protocol};
 
-use super::{DecodeError, EncodeError, Timestamps, parse_ip, timestamp::rfc3339};
+use super::{DecodeError, EncodeError, Endpoint, Found, Timestamps, foreign::text, parse_host, timestamp::rfc3339};
+use crate::host::Host;
 
 /// What is read. Unknown fields are left alone: they may be a newer version's.
 #[derive(Deserialize)]
@@ -59,34 +57,29 @@ enum ProtocolName {
     Http2,
 }
 
-pub(super) fn decode(rest: &str, value: &[u8], protocol: Protocol) -> Result<Node, DecodeError> {
+pub(super) fn decode(rest: &str, value: &[u8], protocol: Protocol) -> Result<Found, DecodeError> {
     if rest.contains('/') {
         return Err(DecodeError::KeyShape { expected: "<prefix><service>/<instance>" });
     }
     decode_value(value, None, rest, protocol)
 }
 
-/// The node of a value; `ip` is that of the key, if it says one, for a value that does not.
+/// The node of a value; `host` is that of the key, if it says one, for a value that does not.
 pub(super) fn decode_value(
     value: &[u8],
-    ip: Option<IpAddr>,
+    host: Option<Host>,
     id: &str,
     protocol: Protocol,
-) -> Result<Node, DecodeError> {
+) -> Result<Found, DecodeError> {
     let incoming: Incoming = serde_json::from_slice(value).map_err(|error| DecodeError::Json(error.to_string()))?;
-    let ip = match (incoming.address, ip) {
-        (Some(address), _) => parse_ip(&address)?,
-        (None, Some(ip)) => ip,
+    let host = match (incoming.address, host) {
+        (Some(address), _) => parse_host(&address)?,
+        (None, Some(host)) => host,
         (None, None) => return Err(DecodeError::Missing("address")),
     };
     let port = incoming.port.filter(|port| *port != 0).ok_or(DecodeError::Missing("port (1 to 65535)"))?;
-    let text = |value: serde_json::Value| match value {
-        serde_json::Value::String(text) => text,
-        other => other.to_string(),
-    };
     let metadata = incoming.metadata.unwrap_or_default().into_iter().map(|(name, value)| (name, text(value)));
-    Ok(Node {
-        address: SocketAddr::new(ip, port),
+    Ok(Found::plain(Endpoint { host, port }, id, protocol).with(|node| Node {
         weight: incoming.weight.unwrap_or(1),
         health: match incoming.health {
             None | Some(HealthName::Passing) => Health::Passing,
@@ -94,16 +87,16 @@ pub(super) fn decode_value(
             Some(HealthName::Draining) => Health::Draining,
         },
         protocol: match incoming.protocol {
-            None => protocol,
+            None => node.protocol,
             Some(ProtocolName::Http1) => Protocol::Http1,
             Some(ProtocolName::Http2) => Protocol::Http2,
         },
-        id: id.to_owned(),
         zone: incoming.zone.unwrap_or_default(),
         version: incoming.version.unwrap_or_default(),
         tags: incoming.tags.unwrap_or_default(),
         metadata: metadata.collect(),
-    })
+        ..node
+    }))
 }
 
 pub(super) fn encode(node: &Node, times: Timestamps) -> Result<Vec<u8>, EncodeError> {
