@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
+use crate::authority::{Authority, Identity};
 use crate::process::{Process, Signal};
 use crate::scene::Scene;
 use crate::{http, ports, stats, tools, wait};
@@ -38,10 +39,25 @@ pub struct AgentConfig {
 }
 
 /// Table `etcd`.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct EtcdConfig {
     /// URLs.
     pub endpoints: Vec<String>,
+    /// Certificate of the authority to trust.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<PathBuf>,
+    /// Own certificate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cert_file: Option<PathBuf>,
+    /// Its key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_file: Option<PathBuf>,
+    /// User.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub username: Option<String>,
+    /// File of its password.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub password_file: Option<PathBuf>,
 }
 
 /// Table `xds`.
@@ -116,7 +132,7 @@ impl AgentConfig {
         Self {
             node: node.to_owned(),
             drain: "1s".to_owned(),
-            etcd: EtcdConfig { endpoints: endpoints.to_vec() },
+            etcd: EtcdConfig { endpoints: endpoints.to_vec(), ..EtcdConfig::default() },
             xds: None,
             guard: None,
             watches: Vec::new(),
@@ -146,6 +162,21 @@ impl AgentConfig {
     /// Sets the mass-loss guard.
     pub fn guard(mut self, max_loss: f64, grace: &str) -> Self {
         self.guard = Some(GuardConfig { max_loss, grace: grace.to_owned() });
+        self
+    }
+
+    /// Trusts this authority, and shows this certificate to etcd.
+    pub fn tls(mut self, authority: &Authority, identity: &Identity) -> Self {
+        self.etcd.ca_file = Some(authority.certificate().to_owned());
+        self.etcd.cert_file = Some(identity.certificate.clone());
+        self.etcd.key_file = Some(identity.key.clone());
+        self
+    }
+
+    /// Signs in to etcd with a password that is in a file.
+    pub fn user(mut self, name: &str, password_file: &Path) -> Self {
+        self.etcd.username = Some(name.to_owned());
+        self.etcd.password_file = Some(password_file.to_owned());
         self
     }
 

@@ -1,11 +1,18 @@
 //! A real etcd of one or three members: start, stop, wipe, and what `etcdctl` would be used for.
+mod users;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use etcd_client::{Client, CompactionOptions, ConnectOptions, DeleteOptions, GetOptions, PutOptions, Txn, TxnOp};
+use etcd_client::{
+    Certificate, Client, CompactionOptions, ConnectOptions, DeleteOptions, GetOptions, PutOptions, TlsOptions, Txn,
+    TxnOp,
+};
 
+use crate::authority::{Authority, Identity};
 use crate::process::{Process, Signal};
 use crate::scene::Scene;
 use crate::{ports, tools, wait};
@@ -17,6 +24,42 @@ const OPS_PER_TXN: usize = 128;
 /// An etcd cluster whose members keep their ports and, unless wiped, their data across restarts.
 pub struct Etcd {
     members: Vec<Member>,
+    tls: Option<Tls>,
+    /// Password of `root`, once authentication is on.
+    root: Mutex<Option<String>>,
+}
+
+/// What the harness itself connects with.
+struct Tls {
+    authority: PathBuf,
+    identity: Identity,
+}
+
+/// What a cluster is made of.
+#[derive(Default)]
+pub struct EtcdOptions<'a> {
+    members: usize,
+    tls: Option<&'a Authority>,
+    arguments: Vec<String>,
+}
+
+impl<'a> EtcdOptions<'a> {
+    /// So many members.
+    pub fn members(members: usize) -> Self {
+        Self { members, ..Self::default() }
+    }
+
+    /// Serves clients over TLS alone, with a certificate `etcd` of this authority, and asks them for one of its too.
+    pub fn tls(mut self, authority: &'a Authority) -> Self {
+        self.tls = Some(authority);
+        self
+    }
+
+    /// One more argument for each member, such as `--auth-token-ttl=2`.
+    pub fn argument(mut self, argument: &str) -> Self {
+        self.arguments.push(argument.to_owned());
+        self
+    }
 }
 
 struct Member {
@@ -53,6 +96,29 @@ impl Etcd {
 
     /// Ports and command lines, nothing started yet: agents can already be told the endpoints.
     pub fn prepare(scene: &Scene, size: usize) -> Result<Self> {
+        Self::prepare_with(scene, EtcdOptions::members(size))
+    }
+
+    /// As [`Self::start_cluster`], with options.
+    pub async fn start_with(scene: &Scene, options: EtcdOptions<'_>) -> Result<Self> {
+        let etcd = Self::prepare_with(scene, options)?;
+        etcd.start_all().await?;
+        Ok(etcd)
+    }
+
+    /// As [`Self::prepare`], with options.
+    pub fn prepare_with(scene: &Scene, options: EtcdOptions<'_>) -> Result<Self> {
+        let EtcdOptions { members: size, tls, mut arguments } = options;
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        if let Some(authority) = tls {
+            let Identity { certificate, key } = authority.issue("etcd")?;
+            arguments.extend([
+                format!("--cert-file={}", certificate.display()),
+                format!("--key-file={}", key.display()),
+                format!("--trusted-ca-file={}", authority.certificate().display()),
+                "--client-cert-auth".to_owned(),
+            ]);
+        }
         let program = tools::tool("etcd")?;
         let addresses: Vec<(SocketAddr, SocketAddr)> =
             (0..size).map(|_| Ok((ports::local()?, ports::local()?))).collect::<Result<_>>()?;
@@ -65,8 +131,8 @@ impl Etcd {
             let args = [
                 format!("--name={name}"),
                 format!("--data-dir={}", data.display()),
-                format!("--listen-client-urls=http://{client}"),
-                format!("--advertise-client-urls=http://{client}"),
+                format!("--listen-client-urls={scheme}://{client}"),
+                format!("--advertise-client-urls={scheme}://{client}"),
                 format!("--listen-peer-urls=http://{peer}"),
                 format!("--initial-advertise-peer-urls=http://{peer}"),
                 format!("--initial-cluster={cluster}"),
@@ -74,9 +140,17 @@ impl Etcd {
                 "--unsafe-no-fsync".to_owned(),
                 "--log-level=warn".to_owned(),
             ];
+            let args = args.into_iter().chain(arguments.iter().cloned());
             Member { client: *client, data, process: scene.process(&name, program.clone(), args) }
         });
-        Ok(Self { members: members.collect() })
+        let members = members.collect();
+        let tls = match tls {
+            Some(authority) => {
+                Some(Tls { authority: authority.certificate().to_owned(), identity: authority.issue("harness")? })
+            }
+            None => None,
+        };
+        Ok(Self { members, tls, root: Mutex::default() })
     }
 
     /// Starts every member and waits until all answer.
@@ -129,9 +203,10 @@ impl Etcd {
         self.member(index)?.process.signal(Signal::CONT)
     }
 
-    /// `http://` URL of every member.
+    /// URL of every member.
     pub fn endpoints(&self) -> Vec<String> {
-        self.members.iter().map(|member| format!("http://{}", member.client)).collect()
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        self.members.iter().map(|member| format!("{scheme}://{}", member.client)).collect()
     }
 
     /// Client address of a member.
@@ -160,9 +235,19 @@ impl Etcd {
     }
 
     async fn client_of(&self, index: usize) -> Result<Client> {
-        let options =
+        let mut options =
             ConnectOptions::new().with_connect_timeout(Duration::from_secs(2)).with_timeout(Duration::from_secs(4));
-        Ok(Client::connect([self.member(index)?.client.to_string()], Some(options)).await?)
+        if let Some(Tls { authority, identity }) = &self.tls {
+            let authority = Certificate::from_pem(std::fs::read(authority)?);
+            let own =
+                etcd_client::Identity::from_pem(std::fs::read(&identity.certificate)?, std::fs::read(&identity.key)?);
+            options = options.with_tls(TlsOptions::new().ca_certificate(authority).identity(own));
+        }
+        if let Some(password) = self.root.lock().unwrap_or_else(PoisonError::into_inner).clone() {
+            options = options.with_user("root", password);
+        }
+        let endpoint = self.endpoints().swap_remove(index);
+        Ok(Client::connect([endpoint], Some(options)).await?)
     }
 
     /// Puts a key without a lease; the revision.

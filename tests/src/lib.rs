@@ -9,6 +9,7 @@
 #![deny(missing_docs)]
 
 pub mod agent;
+pub mod authority;
 pub mod envoy;
 pub mod etcd;
 pub mod fault_proxy;
@@ -25,8 +26,9 @@ pub mod wait;
 pub mod world;
 
 pub use agent::{Agent, AgentConfig, CheckConfig, GuardConfig, ServiceConfig, WatchConfig};
+pub use authority::{Authority, Identity};
 pub use envoy::{Envoy, EnvoyOptions};
-pub use etcd::Etcd;
+pub use etcd::{Etcd, EtcdOptions};
 pub use fault_proxy::{Fault, FaultProxy};
 pub use load::{Load, LoadPlan, Report};
 pub use process::{Process, Signal};
