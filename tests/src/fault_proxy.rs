@@ -1,31 +1,62 @@
-//! A TCP proxy that can fail on demand: for connections that are half-open, cut, slow or refused.
+//! A TCP proxy that can fail on demand: for connections that are half-open, half-closed, cut, slow or refused.
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::Result;
+use bytes::{Bytes, BytesMut};
+use serde::Serialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::http::AbortOnDrop;
 use crate::ports;
 
+/// Reads that are under way in one direction, at most.
+const QUEUE: usize = 64;
+/// A throttled direction writes so often.
+const SLICE: Duration = Duration::from_millis(50);
+
 /// What happens to connections, those already open included.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Fault {
     /// Bytes go through.
     Pass,
-    /// Bytes go through, each read that much later.
+    /// Bytes go through, all of them that much later.
     Delay(Duration),
+    /// Bytes go through, so many a second in each direction of each connection.
+    Throttle(u32),
     /// Connections stay open, and new ones are accepted, but no byte goes through: half-open.
     Swallow,
+    /// One direction ends, as if its sender had closed it, and what it still sends is lost; the other one goes on.
+    HalfClose(Direction),
     /// Every connection is reset, new ones as soon as they are accepted.
     Reset,
     /// Every connection is reset, and nobody listens.
     Refuse,
+}
+
+/// One of a connection's two directions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Direction {
+    /// What the client sends.
+    ToServer,
+    /// What the server sends.
+    ToClient,
+}
+
+/// What the reader of a direction hands to its writer.
+enum Chunk {
+    /// To be written at that time.
+    Bytes(Instant, Bytes),
+    /// The rest was swallowed, its end included.
+    Lost,
 }
 
 /// What holds now, and how often open connections were given up.
@@ -125,35 +156,86 @@ async fn relay(client: TcpStream, target: SocketAddr, mut faults: watch::Receive
     let _ = server.set_nodelay(true).and(client.set_nodelay(true));
     let (client_read, client_write) = client.into_split();
     let (server_read, server_write) = server.into_split();
-    tokio::join!(pump(client_read, server_write, faults.clone()), pump(server_read, client_write, faults.clone()));
+    tokio::join!(
+        pump(client_read, server_write, Direction::ToServer, faults.clone()),
+        pump(server_read, client_write, Direction::ToClient, faults.clone())
+    );
 }
 
-/// Copies until the end. What is read while bytes are swallowed is lost, and so the connection is broken for good: it
-/// is never passed on again with a hole in it.
-async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, faults: watch::Receiver<State>) {
-    let mut buffer = vec![0; 64 * 1024];
-    let generation = faults.borrow().generation;
+/// Carries one direction to its end.
+async fn pump(from: OwnedReadHalf, mut to: OwnedWriteHalf, direction: Direction, faults: watch::Receiver<State>) {
+    let (queue, queued) = mpsc::channel(QUEUE);
+    let (intact, ()) = tokio::join!(take(from, queue, direction, faults.clone()), give(queued, &mut to, faults));
+    if !intact {
+        // Dropping it would tell the other end.
+        to.forget();
+    }
+}
+
+/// Reads to the end. What is read while bytes are swallowed is lost, and so the connection is broken for good: it is
+/// never passed on again with a hole in it, nor does its end arrive. False if it was broken.
+async fn take(
+    mut from: OwnedReadHalf,
+    queue: mpsc::Sender<Chunk>,
+    direction: Direction,
+    mut faults: watch::Receiver<State>,
+) -> bool {
+    let mut queue = Some(queue);
     let mut broken = false;
+    let generation = faults.borrow().generation;
     loop {
-        let count = match from.read(&mut buffer).await {
-            Ok(0) | Err(_) => break,
-            Ok(count) => count,
+        let mut buffer = BytesMut::with_capacity(64 * 1024);
+        let closes = async |faults: &mut watch::Receiver<State>| {
+            faults.wait_for(|state| state.fault == Fault::HalfClose(direction)).await.map(drop).is_ok()
         };
+        tokio::select! {
+            read = from.read_buf(&mut buffer) => if !matches!(read, Ok(1..)) { break },
+            true = closes(&mut faults), if queue.is_some() => {
+                queue = None;
+                continue;
+            }
+        }
         let state = *faults.borrow();
         broken |= state.fault == Fault::Swallow || state.generation > generation;
+        let delay = if let Fault::Delay(delay) = state.fault { delay } else { Duration::ZERO };
         if broken {
             continue;
         }
-        if let Fault::Delay(delay) = state.fault {
-            tokio::time::sleep(delay).await;
-        }
-        if to.write_all(buffer.get(..count).unwrap_or_default()).await.is_err() {
+        if let Some(queue) = &queue
+            && queue.send(Chunk::Bytes(Instant::now() + delay, buffer.freeze())).await.is_err()
+        {
             break;
         }
     }
-    if !broken {
-        let _ = to.shutdown().await;
+    if broken && let Some(queue) = queue {
+        // Fails if the writer has ended already.
+        let _ = queue.send(Chunk::Lost).await;
     }
+    !broken
+}
+
+/// Writes what was read, when it is due, and closes after the last of it, unless that was lost.
+async fn give(mut queued: mpsc::Receiver<Chunk>, to: &mut OwnedWriteHalf, faults: watch::Receiver<State>) {
+    while let Some(chunk) = queued.recv().await {
+        let Chunk::Bytes(due, mut bytes) = chunk else { return };
+        tokio::time::sleep_until(due).await;
+        while !bytes.is_empty() {
+            let Fault::Throttle(rate) = faults.borrow().fault else {
+                if to.write_all(&bytes).await.is_err() {
+                    return;
+                }
+                break;
+            };
+            let slice = (f64::from(rate) * SLICE.as_secs_f64()).ceil() as usize;
+            let slice = bytes.split_to(slice.clamp(1, bytes.len()));
+            if to.write_all(&slice).await.is_err() {
+                return;
+            }
+            tokio::time::sleep(SLICE).await;
+        }
+    }
+    // The other end may be gone already.
+    let _ = to.shutdown().await;
 }
 
 #[cfg(test)]
@@ -228,5 +310,79 @@ mod tests {
         proxy.set(Fault::Pass);
         tokio::time::sleep(Duration::from_millis(100)).await;
         ping(&mut TcpStream::connect(proxy.address()).await.unwrap()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn delayed_bytes_come_later_and_no_fewer_of_them_per_second() {
+        let proxy = FaultProxy::start(echo_server().await).await.unwrap();
+        let mut stream = TcpStream::connect(proxy.address()).await.unwrap();
+        ping(&mut stream).await.unwrap();
+        proxy.set(Fault::Delay(Duration::from_millis(100)));
+        let since = Instant::now();
+        let (mut read, mut write) = stream.split();
+        let send = async {
+            for _ in 0..20 {
+                write.write_all(&[7; 1000]).await.unwrap();
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        let mut answer = vec![0; 20_000];
+        let (_, received) = tokio::join!(send, read.read_exact(&mut answer));
+        received.unwrap();
+        let took = since.elapsed();
+        assert!(took >= Duration::from_millis(200), "there and back took {took:?}");
+        assert!(took < Duration::from_millis(1000), "each read waited for the one before: {took:?}");
+    }
+
+    #[tokio::test]
+    async fn a_throttled_connection_carries_so_many_bytes_a_second_and_all_at_once_afterwards() {
+        let proxy = FaultProxy::start(echo_server().await).await.unwrap();
+        let mut stream = TcpStream::connect(proxy.address()).await.unwrap();
+        proxy.set(Fault::Throttle(20_000));
+        let since = Instant::now();
+        let mut answer = vec![0; 10_000];
+        stream.write_all(&answer).await.unwrap();
+        stream.read_exact(&mut answer).await.unwrap();
+        let slow = since.elapsed();
+        assert!((Duration::from_millis(400)..Duration::from_secs(3)).contains(&slow), "{slow:?}");
+        stream.write_all(&vec![0; 200_000]).await.unwrap();
+        proxy.set(Fault::Pass);
+        let since = Instant::now();
+        stream.read_exact(&mut vec![0; 200_000]).await.unwrap();
+        assert!(since.elapsed() < Duration::from_secs(3), "{:?}", since.elapsed());
+    }
+
+    #[tokio::test]
+    async fn a_half_closed_connection_ends_in_one_direction_and_goes_on_in_the_other() {
+        for direction in [Direction::ToServer, Direction::ToClient] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let proxy = FaultProxy::start(listener.local_addr().unwrap()).await.unwrap();
+            let mut client = TcpStream::connect(proxy.address()).await.unwrap();
+            let (mut server, _) = listener.accept().await.unwrap();
+            client.write_all(b"ping").await.unwrap();
+            server.read_exact(&mut [0; 4]).await.unwrap();
+            proxy.set(Fault::HalfClose(direction));
+            let (open, ended) = match direction {
+                Direction::ToServer => (&mut server, &mut client),
+                Direction::ToClient => (&mut client, &mut server),
+            };
+            // `open`'s peer seems to have closed; what `open` sends still arrives, and the other way it is lost.
+            assert_eq!(open.read(&mut [0; 4]).await.unwrap(), 0, "{direction:?}");
+            ended.write_all(b"lost").await.unwrap();
+            open.write_all(b"pong").await.unwrap();
+            let mut answer = [0; 4];
+            ended.read_exact(&mut answer).await.unwrap();
+            assert_eq!(&answer, b"pong", "{direction:?}");
+            // A new connection has it from the start, and none once the fault is over.
+            let mut fresh = TcpStream::connect(proxy.address()).await.unwrap();
+            let (mut far, _) = listener.accept().await.unwrap();
+            let end = if direction == Direction::ToServer { &mut far } else { &mut fresh };
+            assert_eq!(end.read(&mut [0; 4]).await.unwrap(), 0, "{direction:?}");
+            proxy.set(Fault::Pass);
+            let mut healed = TcpStream::connect(proxy.address()).await.unwrap();
+            let (mut far, _) = listener.accept().await.unwrap();
+            healed.write_all(b"ping").await.unwrap();
+            far.read_exact(&mut answer).await.unwrap();
+        }
     }
 }
