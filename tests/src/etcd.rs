@@ -175,6 +175,22 @@ impl Etcd {
         self.member(index)?.process.kill().await
     }
 
+    /// SIGKILL to every member that runs.
+    pub async fn kill_all(&self) -> Result<()> {
+        for member in self.members.iter().filter(|member| member.process.pid().is_some()) {
+            member.process.kill().await?;
+        }
+        Ok(())
+    }
+
+    /// Removes the data of every member; none may run.
+    pub fn forget_all(&self) -> Result<()> {
+        for member in &self.members {
+            std::fs::remove_dir_all(&member.data)?;
+        }
+        Ok(())
+    }
+
     /// SIGKILL to the only member.
     pub async fn kill(&self) -> Result<()> {
         self.kill_member(0).await

@@ -10,6 +10,7 @@
 
 pub mod agent;
 pub mod authority;
+pub mod chaos;
 pub mod envoy;
 pub mod etcd;
 pub mod fault_proxy;
