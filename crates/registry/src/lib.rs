@@ -7,6 +7,7 @@
 //! * [`mod@format`]: how services and nodes are written in keys and values.
 //! * [`view`]: a mirror's keys as nodes, the last good value of each.
 //! * [`resolve`]: the names of nodes' hosts as addresses, looked up again and again.
+//! * [`hub`]: all that a program wants to know from etcd, each prefix watched once.
 //! * [`lock`] and [`election`]: one holder at a time, in the layout of etcd's own concurrency package.
 //! * [`guard`]: nodes kept for a while when too many vanish at once.
 //!
@@ -22,6 +23,7 @@ pub mod election;
 pub mod format;
 pub mod guard;
 pub mod host;
+pub mod hub;
 mod lease_machine;
 pub mod lock;
 pub mod mirror;
@@ -36,6 +38,7 @@ pub use election::{Election, Leader, Leadership, Observer};
 pub use etcd_client;
 pub use format::Format;
 pub use guard::{Guard, GuardOptions};
+pub use hub::{HubError, HubOptions, KeyEvent, Keys, Registry, Restart, Subscription};
 pub use lock::{Held, Lock, LockError, LostCause};
 pub use mirror::{KeyChange, KeyValue, Mirror, MirrorEvent, MirrorOptions, MirrorStatus, ResyncReason};
 pub use registrar::{

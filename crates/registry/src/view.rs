@@ -259,7 +259,7 @@ mod tests {
     }
 
     fn synced(entries: Vec<Arc<KeyValue>>) -> MirrorEvent {
-        MirrorEvent::Synced { entries, reason: ResyncReason::First }
+        MirrorEvent::Synced { entries, revision: 1, reason: ResyncReason::First }
     }
 
     fn changed(puts: Vec<Arc<KeyValue>>, deletes: &[&str]) -> MirrorEvent {

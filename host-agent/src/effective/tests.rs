@@ -17,7 +17,7 @@ fn key(key: &str, address: &str, health: &str) -> Arc<KeyValue> {
 
 fn synced(entries: &[(&str, &str)]) -> MirrorEvent {
     let entries = entries.iter().map(|(name, address)| key(name, address, "passing")).collect();
-    MirrorEvent::Synced { entries, reason: ResyncReason::First }
+    MirrorEvent::Synced { entries, revision: 1, reason: ResyncReason::First }
 }
 
 fn put(name: &str, address: &str, health: &str) -> MirrorEvent {

@@ -304,7 +304,7 @@ impl MirrorMachine {
         for (counted, count) in &mut self.status.resyncs {
             *count += u64::from(*counted == reason);
         }
-        self.events.push_back(MirrorEvent::Synced { entries: state.entries, reason });
+        self.events.push_back(MirrorEvent::Synced { entries: state.entries, revision: state.revision, reason });
     }
 
     /// Spread a little, so that those who started together do not all ask together.
@@ -435,6 +435,11 @@ impl MirrorMachine {
             self.events.push_back(MirrorEvent::Changed { changes: told, revision });
         }
     }
+}
+
+/// etcd takes no empty key: the first one possible stands for it.
+pub(crate) fn range_start(prefix: &str) -> Vec<u8> {
+    if prefix.is_empty() { vec![0] } else { prefix.as_bytes().to_vec() }
 }
 
 /// The end of the range of keys that begin with `prefix`: the first key after them, or `\0` for "no end".

@@ -6,8 +6,8 @@ use std::{
     time::Instant,
 };
 
-use super::{Page, Range};
-use crate::mirror::{KeyChange, KeyValue, MirrorOptions, range_start};
+use super::{Page, Range, range_start};
+use crate::mirror::{KeyChange, KeyValue, MirrorOptions};
 
 /// Pages so far.
 #[derive(Debug, Default)]
@@ -70,7 +70,7 @@ impl Ranging {
 }
 
 impl FullState {
-    /// Brings it up to the last of these changes. Whether any of them is later than it was.
+    /// Brings it up to the last of these changes, if it is before that: then it returns true.
     pub(super) fn put_on_top(&mut self, changes: Vec<KeyChange>) -> bool {
         let later: Vec<KeyChange> = changes.into_iter().filter(|change| change.revision() > self.revision).collect();
         if later.is_empty() {
@@ -79,6 +79,7 @@ impl FullState {
         let mut entries: BTreeMap<String, Arc<KeyValue>> =
             std::mem::take(&mut self.entries).into_iter().map(|entry| (entry.key.clone(), entry)).collect();
         for change in later {
+            self.revision = change.revision();
             match change {
                 KeyChange::Put(put) => _ = entries.insert(put.key.clone(), put),
                 KeyChange::Delete { key, .. } => _ = entries.remove(&key),

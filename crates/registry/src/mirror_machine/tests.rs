@@ -161,7 +161,7 @@ impl Bench {
     fn consume(&mut self) {
         while let Some(event) = self.machine.take_event() {
             match event {
-                MirrorEvent::Synced { entries, reason } => {
+                MirrorEvent::Synced { entries, reason, .. } => {
                     self.reasons.push(reason);
                     let before = std::mem::take(&mut self.copy);
                     self.copy = entries.iter().map(|e| (e.key.clone(), (e.mod_revision, e.value[0]))).collect();

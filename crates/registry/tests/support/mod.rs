@@ -208,7 +208,7 @@ impl Copy {
         while !reached(self) {
             let event = tokio::time::timeout_at(ends, self.events.recv()).await;
             match event.unwrap_or_else(|_| panic!("not within {PATIENCE:?}: {what}; {:?}", self.keys.len())).unwrap() {
-                MirrorEvent::Synced { entries, reason } => {
+                MirrorEvent::Synced { entries, reason, .. } => {
                     self.reasons.push(reason);
                     self.keys = entries.iter().map(|entry| (entry.key.clone(), entry.value.clone())).collect();
                 }

@@ -3,25 +3,25 @@
 //! The full state first, at one revision, and from there on every change; after any doubt the full state again. What
 //! to do is decided by `mirror_machine`, whose page says how; the task here carries it out.
 
+mod wire;
+
 use std::{
     future::Future,
     pin::Pin,
-    string::FromUtf8Error,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use etcd_client::{Client, Error as EtcdError, GetOptions, GetResponse, WatchOptions, WatchResponse, WatchStream};
+use etcd_client::{Client, GetOptions, WatchOptions, WatchStream};
 use tokio::{
     sync::{mpsc, watch},
     task::JoinHandle,
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tonic::Code;
 
 use crate::{
     connection::{Connector, describe},
-    mirror_machine::{Beside, Change, Message, MirrorMachine, Page, Range, RangeFailure, Step, prefix_end},
+    mirror_machine::{Beside, MirrorMachine, Page, Range, RangeFailure, Step, prefix_end, range_start},
     session::MAX_ANSWER_BYTES,
 };
 
@@ -97,6 +97,8 @@ pub enum MirrorEvent {
     Synced {
         /// Every key, in order.
         entries: Vec<Arc<KeyValue>>,
+        /// The revision at which it was so.
+        revision: i64,
         /// Why it was fetched.
         reason: ResyncReason,
     },
@@ -220,6 +222,15 @@ impl Mirror {
     /// Starts, on the present Tokio runtime. Events come through the receiver; a slow receiver delays the mirror, and
     /// loses nothing. Dropping the receiver or the mirror ends it.
     pub fn start(connector: Connector, options: MirrorOptions) -> (Self, mpsc::Receiver<MirrorEvent>) {
+        Self::start_after(std::future::ready(()), connector, options)
+    }
+
+    /// As [`Self::start`], once something else has ended.
+    pub(crate) fn start_after(
+        other: impl Future<Output = ()> + Send + 'static,
+        connector: Connector,
+        options: MirrorOptions,
+    ) -> (Self, mpsc::Receiver<MirrorEvent>) {
         let (events, receiver) = mpsc::channel(QUEUE);
         let machine = MirrorMachine::new(options.clone(), now());
         let (status_sender, status) = watch::channel(machine.status().clone());
@@ -236,7 +247,7 @@ impl Mirror {
             stream: None,
             page: None,
         };
-        let task = tokio::spawn(task.run(stop.clone()));
+        let task = tokio::spawn(task.run(other, stop.clone()));
         (Self { status, task, stop: stop.drop_guard() }, receiver)
     }
 
@@ -275,10 +286,14 @@ type PendingPage = Pin<Box<dyn Future<Output = (Instant, Result<Page, RangeFailu
 struct NobodyListens;
 
 impl Task {
-    async fn run(mut self, stop: CancellationToken) {
+    async fn run(mut self, other: impl Future<Output = ()>, stop: CancellationToken) {
+        let work = async {
+            other.await;
+            self.work().await
+        };
         tokio::select! {
             () = stop.cancelled() => {}
-            NobodyListens = self.work() => {}
+            NobodyListens = work => {}
         }
     }
 
@@ -365,7 +380,7 @@ impl Task {
         let (asked_at, limit) = (now(), self.limit);
         Ok(Box::pin(async move {
             let outcome = match tokio::time::timeout(limit, kv.get(range.from, Some(options))).await {
-                Ok(answer) => answer.map_err(|error| range_failure(&error)).and_then(page),
+                Ok(answer) => answer.map_err(|error| wire::range_failure(&error)).and_then(wire::page),
                 Err(_) => Err(RangeFailure::TimedOut(limit)),
             };
             (asked_at, outcome)
@@ -418,7 +433,7 @@ async fn listen(
         biased;
         message = stream.message() => {
             let message = message.map_err(|error| describe(&error))?.ok_or("etcd ended the watch")?;
-            machine.received(self::message(message), now(), fastrand::f64());
+            machine.received(wire::message(message), now(), fastrand::f64());
         }
         () = tokio::time::sleep_until(dead_at.into()) => return Err("the watch fell silent".into()),
         () = tokio::time::sleep_until(ask_at.into()) => {
@@ -428,68 +443,6 @@ async fn listen(
         }
     }
     Ok(())
-}
-
-/// etcd takes no empty key: the first one possible stands for it.
-pub(crate) fn range_start(prefix: &str) -> Vec<u8> {
-    if prefix.is_empty() { vec![0] } else { prefix.as_bytes().to_vec() }
-}
-
-fn page(mut answer: GetResponse) -> Result<Page, RangeFailure> {
-    let header = answer.header().ok_or_else(|| RangeFailure::Broken("an answer without header".into()))?;
-    let (cluster_id, revision) = (header.cluster_id(), header.revision());
-    let more = answer.more();
-    let mut page = Page { cluster_id, revision, more, last_key: Vec::new(), entries: Vec::new(), skipped: Vec::new() };
-    let kvs = answer.take_kvs();
-    page.last_key = kvs.last().map(|kv| kv.key().to_vec()).unwrap_or_default();
-    for kv in kvs {
-        let (mod_revision, create_revision, lease) = (kv.mod_revision(), kv.create_revision(), kv.lease());
-        let (key, value) = kv.into_key_value();
-        match String::from_utf8(key) {
-            Ok(key) => page.entries.push(Arc::new(KeyValue { key, value, mod_revision, create_revision, lease })),
-            Err(error) => page.skipped.push((error.into_bytes(), mod_revision)),
-        }
-    }
-    Ok(page)
-}
-
-fn range_failure(error: &EtcdError) -> RangeFailure {
-    match error {
-        EtcdError::GRpcStatus(status) if status.code() == Code::OutOfRange => match status.message() {
-            message if message.contains("compacted") => RangeFailure::Compacted,
-            message if message.contains("future revision") => RangeFailure::Future,
-            message if message.contains("message length too large") => RangeFailure::TooLarge,
-            _ => RangeFailure::Broken(describe(error)),
-        },
-        _ => RangeFailure::Broken(describe(error)),
-    }
-}
-
-fn message(response: WatchResponse) -> Message {
-    let (cluster_id, revision) = response.header().map_or((0, 0), |header| (header.cluster_id(), header.revision()));
-    let changes = response.events().iter().filter_map(|event| event.kv()).map(|kv| {
-        let key = String::from_utf8(kv.key().to_vec()).map_err(FromUtf8Error::into_bytes);
-        // The client panics on a kind of event that it does not know; a version of 0 says the same of a deletion.
-        if kv.version() == 0 {
-            return Change { key, put: None, mod_revision: kv.mod_revision() };
-        }
-        let put = KeyValue {
-            key: String::from_utf8_lossy(kv.key()).into_owned(),
-            value: kv.value().to_vec(),
-            mod_revision: kv.mod_revision(),
-            create_revision: kv.create_revision(),
-            lease: kv.lease(),
-        };
-        Change { key, put: Some(Arc::new(put)), mod_revision: kv.mod_revision() }
-    });
-    Message {
-        cluster_id,
-        revision,
-        created: response.created(),
-        cancelled: response.canceled().then(|| response.cancel_reason().to_owned()),
-        compact_revision: response.compact_revision(),
-        changes: changes.collect(),
-    }
 }
 
 fn now() -> Instant {
