@@ -98,7 +98,7 @@ async fn record(mut events: mpsc::Receiver<MirrorEvent>, log: Log, observer: Str
     while let Some(event) = events.recv().await {
         let observer = observer.clone();
         log.add(match event {
-            MirrorEvent::Synced { entries, reason } => What::Told {
+            MirrorEvent::Synced { entries, reason, .. } => What::Told {
                 observer,
                 entries: entries.iter().map(|entry| self::entry(entry)).collect(),
                 reason: reason.to_string(),
