@@ -130,7 +130,7 @@ pub struct Guard {
 /// A mirrored prefix.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Watch {
-    /// The prefix, which ends in `/`.
+    /// The prefix, which ends in `/` but for format `biregister`.
     pub prefix: String,
     /// How its keys and values are read.
     pub format: Format,

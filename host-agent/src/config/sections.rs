@@ -144,8 +144,10 @@ fn guard(section: Section<'_>) -> Guard {
 fn watches(root: &Section<'_>) -> Vec<Watch> {
     let mut watches: Vec<Watch> = Vec::new();
     for section in root.sections("watch") {
-        let prefix = section.get("prefix", values::prefix);
         let format = section.get("format", values::format).unwrap_or(Format::Waypost);
+        // biregister puts nothing between prefix and name.
+        let allowed = if format == Format::Biregister { values::open_prefix } else { values::prefix };
+        let prefix = section.get("prefix", allowed);
         let protocol = section.get("protocol", values::protocol).unwrap_or(Protocol::Http1);
         // An empty one would be all of etcd.
         let default = format.default_root().filter(|root| !root.is_empty() && !section.has("prefix"));

@@ -140,7 +140,7 @@ fn every_problem_of_a_file_is_reported_in_the_order_of_the_file() {
         &[
             "agent.toml:1:1: nod: unknown key; did you mean \"node\"?",
             "agent.toml:3:10: watch.prefix: \"/services\" is no prefix of keys: it ends in /, such as \"/services/\"",
-            "agent.toml:5:10: watch.format: \"consul\" is no format: allowed are \"waypost\", \"endpoint-key\", \"endpoint-value\", \"ip-pid\", \"go-zero\", \"kratos\", \"go-micro\", \"grpc-naming\", \"kitex\", \"hertz\", \"dubbo-app\", \"dubbo-interface\", \"skydns\" and \"apisix\"",
+            "agent.toml:5:10: watch.format: \"consul\" is no format: allowed are \"waypost\", \"endpoint-key\", \"endpoint-value\", \"ip-pid\", \"go-zero\", \"kratos\", \"go-micro\", \"grpc-naming\", \"kitex\", \"hertz\", \"dubbo-app\", \"dubbo-interface\", \"skydns\", \"apisix\", \"biregister\" and \"auto\"",
             "agent.toml:6:1: service.name: missing: write the service's name",
             "agent.toml:7:8: service.port: expected a whole number from 1 to 65535, found the text \"http\"",
             "agent.toml:9:8: service.metadata.team: expected text in quotes, found the number 7",
@@ -326,4 +326,16 @@ fn columns_count_characters_and_not_bytes() {
             "agent.toml:4:48: service.check.rise: expected a whole number from 1 to 100, found the number 0",
         ],
     );
+}
+
+#[test]
+fn only_a_prefix_of_biregister_need_not_end_in_a_slash() {
+    let watches = |format: &str| {
+        let text = format!(
+            "[etcd]\nendpoints = [\"http://127.0.0.1:1\"]\n[[watch]]\nprefix = \"/shop/orders-\"\nformat = \"{format}\""
+        );
+        parse("agent.toml", &text, "host-a").map(|config| config.watches)
+    };
+    assert_eq!(watches("biregister").unwrap()[0].prefix, "/shop/orders-");
+    assert!(watches("auto").unwrap_err().to_string().contains("ends in /"));
 }

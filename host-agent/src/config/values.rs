@@ -139,6 +139,13 @@ pub(super) fn prefix(value: &DeValue<'_>) -> Parsed<String> {
     if fits { Ok(text) } else { Err(format!("{text:?} is no prefix of keys: it ends in /, such as \"/services/\"")) }
 }
 
+/// A prefix that need not end in `/`.
+pub(super) fn open_prefix(value: &DeValue<'_>) -> Parsed<String> {
+    let text = text(value)?;
+    let fits = !text.is_empty() && text.len() <= 1024 && !text.contains(char::is_control);
+    if fits { Ok(text) } else { Err(format!("{text:?} is no prefix of keys, such as \"/services/orders-\"")) }
+}
+
 pub(super) fn format(value: &DeValue<'_>) -> Parsed<Format> {
     parsed(value)
 }

@@ -1,6 +1,8 @@
 //! How services and nodes are written in etcd's keys and values: one file per format.
 
 mod apisix;
+mod auto;
+mod biregister;
 mod dubbo;
 mod dubbo_app;
 mod dubbo_interface;
@@ -62,6 +64,10 @@ pub enum Format {
     SkyDns,
     /// APISIX's upstreams: `<root>/<id>`, JSON with all nodes.
     Apisix,
+    /// That of biregister: `<prefix><name>`, `ip:port` or JSON.
+    Biregister,
+    /// Each key in the format that it is in.
+    Auto,
 }
 
 /// Why a key and value are no node.
@@ -120,6 +126,9 @@ pub enum DecodeError {
     /// The node takes more room than it may on the wire.
     #[error("the node takes more than the {MAX_VALUE_BYTES} bytes allowed")]
     NodeTooLarge,
+    /// Of a key that may be in any format.
+    #[error("key and value are of no known format")]
+    Unrecognised,
     /// One of the keys that the framework has beside its nodes: nothing is wrong with it.
     #[error("the key is {0}")]
     NoNode(&'static str),
@@ -168,7 +177,7 @@ pub struct Timestamps {
 
 impl Format {
     /// Every format.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::Waypost,
         Self::EndpointKey,
         Self::EndpointValue,
@@ -183,6 +192,8 @@ impl Format {
         Self::DubboInterface,
         Self::SkyDns,
         Self::Apisix,
+        Self::Biregister,
+        Self::Auto,
     ];
 
     /// Its name in configuration.
@@ -202,6 +213,8 @@ impl Format {
             Self::DubboInterface => "dubbo-interface",
             Self::SkyDns => "skydns",
             Self::Apisix => "apisix",
+            Self::Biregister => "biregister",
+            Self::Auto => "auto",
         }
     }
 
@@ -210,7 +223,12 @@ impl Format {
     pub const fn default_root(self) -> Option<&'static str> {
         match self {
             Self::Waypost => Some("/waypost/services/"),
-            Self::EndpointKey | Self::EndpointValue | Self::IpPid | Self::GrpcNaming => None,
+            Self::EndpointKey
+            | Self::EndpointValue
+            | Self::IpPid
+            | Self::GrpcNaming
+            | Self::Biregister
+            | Self::Auto => None,
             Self::GoZero => Some(""),
             Self::Kratos => Some("/microservices/"),
             Self::GoMicro => Some("/micro/registry/"),
@@ -237,7 +255,9 @@ impl Format {
             | Self::GoZero
             | Self::GoMicro
             | Self::GrpcNaming
-            | Self::Apisix => 1,
+            | Self::Apisix
+            | Self::Biregister
+            | Self::Auto => 1,
         }
     }
 
@@ -276,7 +296,7 @@ impl Format {
     ) -> Result<(ServiceName, Vec<Found>), DecodeError> {
         let outside = || DecodeError::OutsidePrefix { prefix: prefix.into() };
         let path = key.strip_prefix(prefix).ok_or_else(outside)?;
-        let allowed = if self == Self::Apisix { MAX_SHARED_BYTES } else { MAX_VALUE_BYTES };
+        let allowed = if matches!(self, Self::Apisix | Self::Auto) { MAX_SHARED_BYTES } else { MAX_VALUE_BYTES };
         if value.len() > allowed {
             return Err(DecodeError::TooLarge { size: value.len(), allowed });
         }
@@ -285,6 +305,10 @@ impl Format {
             Self::DubboInterface => one(dubbo_interface::decode(path, protocol)?),
             Self::SkyDns => one(skydns::decode(path, value, protocol)?),
             Self::Apisix => apisix::decode(path, value, protocol)?,
+            Self::Biregister => one(biregister::decode(prefix, path, value, protocol)?),
+            Self::Auto => {
+                return auto::decode(prefix, key, value, protocol).map(|(_, service, found)| (service, found));
+            }
             _ => one(self.decode_in_service(prefix, path, value, protocol)?),
         };
         // Most are far too small for that, which is cheaper to see.
@@ -306,10 +330,7 @@ impl Format {
         let (service, rest) = match path.split_once('/') {
             Some(parts) => parts,
             // These frameworks know no common root: the prefix may be that of one service.
-            None if matches!(self, Self::GoZero | Self::GrpcNaming) => {
-                let prefix = prefix.trim_end_matches('/');
-                (prefix.rsplit_once('/').map_or(prefix, |(_, last)| last), path)
-            }
+            None if matches!(self, Self::GoZero | Self::GrpcNaming) => (last_part(prefix), path),
             None => return Err(shape),
         };
         if rest.is_empty() {
@@ -327,7 +348,7 @@ impl Format {
             Self::GrpcNaming => grpc_naming::decode(rest, value, protocol),
             Self::Kitex | Self::Hertz => kitex::decode(rest, value, protocol),
             Self::DubboApp => dubbo_app::decode(rest, value, protocol),
-            Self::DubboInterface | Self::SkyDns | Self::Apisix => Err(shape),
+            Self::DubboInterface | Self::SkyDns | Self::Apisix | Self::Biregister | Self::Auto => Err(shape),
         };
         Ok((service, found?))
     }
@@ -367,7 +388,8 @@ impl Format {
             Self::DubboApp => (by_address, dubbo_app::encode(service, node)?),
             Self::DubboInterface => (dubbo_interface::encode(service, node), Vec::new()),
             Self::SkyDns => skydns::encode(service, instance, node)?,
-            Self::Apisix => return Err(EncodeError::ReadOnly(self)),
+            Self::Biregister => (by_instance, node.address.to_string().into_bytes()),
+            Self::Apisix | Self::Auto => return Err(EncodeError::ReadOnly(self)),
         };
         let size = path.len().max(value.len());
         if size > MAX_VALUE_BYTES {
@@ -392,6 +414,8 @@ impl Format {
             Self::DubboInterface => dubbo_interface::SHAPE,
             Self::SkyDns => skydns::SHAPE,
             Self::Apisix => apisix::SHAPE,
+            Self::Biregister => biregister::SHAPE,
+            Self::Auto => "<prefix><service>/<instance>",
         }
     }
 }
@@ -409,6 +433,12 @@ impl FromStr for Format {
         let unknown = || UnknownFormat(text.chars().take(80).collect());
         Self::ALL.into_iter().find(|format| format.as_str() == text).ok_or_else(unknown)
     }
+}
+
+/// The last part of a prefix, without what separates it from what comes after it.
+fn last_part(prefix: &str) -> &str {
+    let prefix = prefix.trim_end_matches(['/', '-', '_', '.', ':']);
+    prefix.rsplit_once('/').map_or(prefix, |(_, last)| last)
 }
 
 #[cfg(test)]

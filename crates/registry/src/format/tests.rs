@@ -124,7 +124,8 @@ fn ip_pid_takes_the_ip_from_the_key_unless_the_value_says_one() {
 #[test]
 fn keys_that_are_no_nodes_are_refused_in_every_format() {
     for format in Format::ALL {
-        for path in ["", "orders", "orders/", "/x", "bad name/x", "b\u{e4}d/x"] {
+        let of_one_service = if format == Format::Biregister { "" } else { "orders" };
+        for path in ["", of_one_service, "orders/", "/x", "bad name/x", "b\u{e4}d/x"] {
             assert!(decode(format, path, r#"{"address":"10.0.0.5","port":1}"#).is_err(), "{format} {path:?}");
         }
         let outside = format.decode(PREFIX, "/elsewhere/orders/i", b"", Protocol::Http1);
@@ -177,6 +178,8 @@ fn a_host_may_have_a_name_in_every_format() {
         (Format::DubboApp, "orders/h1.shop:80", r#"{"Host":"h1.shop","Port":80}"#),
         (Format::DubboInterface, &format!("orders/providers/{url}"), ""),
         (Format::SkyDns, "orders/i", r#"{"host":"h1.shop","port":80}"#),
+        (Format::Biregister, "orders/i", "h1.shop:80"),
+        (Format::Auto, "orders/i", r#"{"address":"h1.shop","port":80}"#),
         (Format::Apisix, "orders", r#"{"nodes":{"h1.shop:80":1}}"#),
     ] {
         let (_, found) = format.decode(PREFIX, &format!("{PREFIX}{path}"), value.as_bytes(), Protocol::Http2).unwrap();
@@ -201,7 +204,7 @@ fn names_of_formats_are_read_and_written_and_others_refused() {
     }
     assert_eq!(
         "consul".parse::<Format>().unwrap_err().to_string(),
-        r#""consul" is no format: allowed are "waypost", "endpoint-key", "endpoint-value", "ip-pid", "go-zero", "kratos", "go-micro", "grpc-naming", "kitex", "hertz", "dubbo-app", "dubbo-interface", "skydns" and "apisix""#
+        r#""consul" is no format: allowed are "waypost", "endpoint-key", "endpoint-value", "ip-pid", "go-zero", "kratos", "go-micro", "grpc-naming", "kitex", "hertz", "dubbo-app", "dubbo-interface", "skydns", "apisix", "biregister" and "auto""#
     );
 }
 
@@ -211,7 +214,7 @@ fn any_written() -> Vec<Format> {
         !matches!(testing::try_encode(*format, PREFIX, "orders", "i", &full_node()), Err(EncodeError::ReadOnly(_)))
     };
     let formats: Vec<Format> = Format::ALL.into_iter().filter(written).collect();
-    assert_eq!(formats.len(), Format::ALL.len() - 1);
+    assert_eq!(formats.len(), Format::ALL.len() - 2);
     formats
 }
 
@@ -263,7 +266,7 @@ proptest! {
         };
         let (key, value) = encode(format, PREFIX, &node);
         let (service, read) = one(format.decode(PREFIX, &key, value.as_bytes(), Protocol::Http1).unwrap());
-        let without = [Format::EndpointKey, Format::EndpointValue, Format::GoZero, Format::GoMicro, Format::GrpcNaming];
+        let without = [Format::EndpointKey, Format::EndpointValue, Format::GoZero, Format::GoMicro, Format::GrpcNaming, Format::Biregister];
         if !without.contains(&format) {
             prop_assert_eq!(read.weight, weight);
         }
