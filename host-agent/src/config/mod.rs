@@ -3,6 +3,7 @@
 //! Every problem of a file is reported, with its line, its column and what is allowed there.
 
 mod check;
+mod json;
 mod reader;
 mod report;
 mod sections;
@@ -23,6 +24,7 @@ use waypost_registry::format::Format;
 
 use self::reader::{Problems, Section};
 pub use self::{
+    json::{Misplaced, service_from_json},
     check::{Check, CheckKind, Initial, Probe, Probing},
     report::{ConfigError, Invalid, Problem},
     service::Service,

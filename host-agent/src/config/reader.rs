@@ -1,6 +1,6 @@
 //! Reads a TOML document key by key, and gathers everything that is wrong with it instead of stopping at the first.
 
-use std::{cell::RefCell, collections::BTreeMap, ops::Range};
+use std::{cell::RefCell, collections::BTreeMap};
 
 use serde_spanned::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -13,7 +13,18 @@ pub(super) type Parsed<T> = Result<T, String>;
 /// Everything found wrong so far, by its place in the text.
 pub(super) struct Problems<'t> {
     text: &'t str,
-    found: RefCell<Vec<(usize, String)>>,
+    found: RefCell<Vec<Found>>,
+}
+
+/// One thing that is wrong: at which byte of the text, at which keys, and what.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Found {
+    pub(super) at: usize,
+    /// From the document down; none for its syntax.
+    pub(super) keys: Vec<String>,
+    /// Of an array's element.
+    pub(super) index: Option<usize>,
+    pub(super) message: String,
 }
 
 impl<'t> Problems<'t> {
@@ -21,8 +32,13 @@ impl<'t> Problems<'t> {
         Self { text, found: RefCell::default() }
     }
 
+    /// Notes what is wrong with the text itself.
     pub(super) fn add(&self, at: usize, message: String) {
-        self.found.borrow_mut().push((at, message));
+        self.add_at(at, Vec::new(), None, message);
+    }
+
+    fn add_at(&self, at: usize, keys: Vec<String>, index: Option<usize>, message: String) {
+        self.found.borrow_mut().push(Found { at, keys, index, message });
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -30,18 +46,28 @@ impl<'t> Problems<'t> {
     }
 
     /// In the order of the text.
-    pub(super) fn into_sorted(self) -> Vec<Problem> {
+    pub(super) fn into_found(self) -> Vec<Found> {
         let mut found = self.found.into_inner();
         found.sort();
         found.dedup();
-        found.into_iter().map(|(at, message)| Problem::at(self.text, at, message)).collect()
+        found
+    }
+
+    /// In the order of the text, each with its line and column.
+    pub(super) fn into_sorted(self) -> Vec<Problem> {
+        let text = self.text;
+        let problem = |Found { at, keys, message, .. }: Found| match keys.as_slice() {
+            [] => Problem::at(text, at, message),
+            keys => Problem::at(text, at, format!("{}: {message}", keys.join("."))),
+        };
+        self.into_found().into_iter().map(problem).collect()
     }
 }
 
 /// One table of the document.
 pub(super) struct Section<'d> {
     table: &'d DeTable<'d>,
-    path: String,
+    path: Vec<String>,
     at: usize,
     known: RefCell<Vec<&'static str>>,
     problems: &'d Problems<'d>,
@@ -50,15 +76,23 @@ pub(super) struct Section<'d> {
 impl<'d> Section<'d> {
     /// The document itself.
     pub(super) fn root(document: &'d Spanned<DeTable<'d>>, problems: &'d Problems<'d>) -> Self {
-        Self::new(document.get_ref(), String::new(), 0, problems)
+        Self::new(document.get_ref(), Vec::new(), 0, problems)
     }
 
-    fn new(table: &'d DeTable<'d>, path: String, at: usize, problems: &'d Problems<'d>) -> Self {
+    fn new(table: &'d DeTable<'d>, path: Vec<String>, at: usize, problems: &'d Problems<'d>) -> Self {
         Self { table, path, at, known: RefCell::default(), problems }
     }
 
-    fn path(&self, key: &str) -> String {
-        if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
+    fn path(&self, key: &str) -> Vec<String> {
+        self.path.iter().cloned().chain([key.to_owned()]).collect()
+    }
+
+    fn dotted(&self, key: &str) -> String {
+        self.path(key).join(".")
+    }
+
+    fn add(&self, at: usize, key: &str, message: String) {
+        self.problems.add_at(at, self.path(key), None, message);
     }
 
     fn value(&self, key: &'static str) -> Option<&'d Spanned<DeValue<'d>>> {
@@ -68,15 +102,15 @@ impl<'d> Section<'d> {
 
     fn parse<T>(
         &self,
-        key: &str,
-        value: &DeValue<'_>,
-        at: Range<usize>,
+        keys: Vec<String>,
+        index: Option<usize>,
+        value: &Spanned<DeValue<'_>>,
         parse: impl Fn(&DeValue<'_>) -> Parsed<T>,
     ) -> Option<T> {
-        match parse(value) {
+        match parse(value.get_ref()) {
             Ok(value) => Some(value),
             Err(message) => {
-                self.problems.add(at.start, format!("{}: {message}", self.path(key)));
+                self.problems.add_at(value.span().start, keys, index, message);
                 None
             }
         }
@@ -85,7 +119,7 @@ impl<'d> Section<'d> {
     /// Says what is wrong with a key's value, at that value's place (or the table's, where the key is missing).
     pub(super) fn problem(&self, key: &str, message: impl AsRef<str>) {
         let at = self.table.get(key).map_or(self.at, |value| value.span().start);
-        self.problems.add(at, format!("{}: {}", self.path(key), message.as_ref()));
+        self.add(at, key, message.as_ref().to_owned());
     }
 
     /// Whether the key is written down.
@@ -96,7 +130,7 @@ impl<'d> Section<'d> {
     /// The key's value; `None` if it is missing, or wrong (which is then noted).
     pub(super) fn get<T>(&self, key: &'static str, parse: impl Fn(&DeValue<'_>) -> Parsed<T>) -> Option<T> {
         let value = self.value(key)?;
-        self.parse(key, value.get_ref(), value.span(), parse)
+        self.parse(self.path(key), None, value, parse)
     }
 
     /// As [`Self::get`], where a missing key is wrong too.
@@ -107,7 +141,7 @@ impl<'d> Section<'d> {
         parse: impl Fn(&DeValue<'_>) -> Parsed<T>,
     ) -> Option<T> {
         if !self.has(key) {
-            self.problems.add(self.at, format!("{}: missing: write {example}", self.path(key)));
+            self.add(self.at, key, format!("missing: write {example}"));
         }
         self.get(key, parse)
     }
@@ -119,7 +153,8 @@ impl<'d> Section<'d> {
             self.problem(key, wrong_type("an array, such as [\"a\", \"b\"]", value.get_ref()));
             return None;
         };
-        let parsed: Vec<_> = elements.iter().map(|e| self.parse(key, e.get_ref(), e.span(), &parse)).collect();
+        let parsed = elements.iter().enumerate().map(|(index, e)| self.parse(self.path(key), Some(index), e, &parse));
+        let parsed: Vec<_> = parsed.collect();
         parsed.into_iter().collect()
     }
 
@@ -135,8 +170,10 @@ impl<'d> Section<'d> {
             return None;
         };
         let parsed = table.iter().filter_map(|(name, value)| {
-            let path = format!("{key}.{}", name.get_ref());
-            Some((name.get_ref().to_string(), self.parse(&path, value.get_ref(), value.span(), &parse)?))
+            let name = name.get_ref().to_string();
+            let mut keys = self.path(key);
+            keys.push(name.clone());
+            Some((name, self.parse(keys, None, value, &parse)?))
         });
         Some(parsed.collect())
     }
@@ -145,7 +182,7 @@ impl<'d> Section<'d> {
     pub(super) fn section(&self, key: &'static str) -> Option<Section<'d>> {
         let value = self.value(key)?;
         let Some(table) = value.get_ref().as_table() else {
-            let form = format!("a table: write [{}]", self.path(key));
+            let form = format!("a table: write [{}]", self.dotted(key));
             self.problem(key, wrong_type(&form, value.get_ref()));
             return None;
         };
@@ -155,7 +192,7 @@ impl<'d> Section<'d> {
     /// Each table of an array of tables.
     pub(super) fn sections(&self, key: &'static str) -> Vec<Section<'d>> {
         let Some(value) = self.value(key) else { return Vec::new() };
-        let form = format!("an array of tables: write [[{}]]", self.path(key));
+        let form = format!("an array of tables: write [[{}]]", self.dotted(key));
         let Some(elements) = value.get_ref().as_array() else {
             self.problem(key, wrong_type(&form, value.get_ref()));
             return Vec::new();
@@ -164,7 +201,7 @@ impl<'d> Section<'d> {
             Some(table) => Some(Section::new(table, self.path(key), element.span().start, self.problems)),
             None => {
                 let message = wrong_type(&form, element.get_ref());
-                self.problems.add(element.span().start, format!("{}: {message}", self.path(key)));
+                self.add(element.span().start, key, message);
                 None
             }
         };
@@ -180,7 +217,7 @@ impl<'d> Section<'d> {
                 Some((_, known)) => format!("did you mean {known:?}?"),
                 None => format!("allowed here: {}", known.join(", ")),
             };
-            self.problems.add(key.span().start, format!("{}: unknown key; {hint}", self.path(key.get_ref())));
+            self.add(key.span().start, key.get_ref(), format!("unknown key; {hint}"));
         }
     }
 }

@@ -84,7 +84,8 @@ pub(super) fn services(root: &Section<'_>, node: &str) -> Vec<Service> {
     services
 }
 
-fn service(section: &Section<'_>, node: &str) -> Option<Service> {
+/// One service: the tables `[[service]]`, and what is registered at run time.
+pub(super) fn service(section: &Section<'_>, node: &str) -> Option<Service> {
     let name = section.require("name", "the service's name", values::service_name);
     let address = section.get("address", values::parsed).unwrap_or(AddressSource::Auto);
     let port = section.require("port", "the port it listens on", values::integer(1..=u16::MAX));
