@@ -20,7 +20,7 @@ use waypost_registry::{ConnectOptions, Connector};
 use crate::{
     admin::{self, AdminError},
     api::{
-        self, Api, Identity,
+        self, Api, Identity, Office,
         tcp::{self, ApiError},
     },
     config::{self, Config},
@@ -28,7 +28,7 @@ use crate::{
     metrics::{Reloads, Sources},
     mirroring::{MirrorSettings, Mirroring},
     published::{CatalogReceiver, Staleness},
-    registrations::Registrations,
+    registrations::{Desk, Registrations, Request},
     reload::{self, FileWatcher},
     signals::{Signals, Wanted},
     state::{self, StateDir, StateError, leases::Leases},
@@ -61,9 +61,9 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
         tokio::select! {
             wanted = signals.next() => match wanted {
                 Wanted::Stop => break None,
-                Wanted::Reload => agent.reload(true),
+                Wanted::Reload => agent.reload(true).await,
             },
-            () = changed(&mut files) => agent.reload(false),
+            () = changed(&mut files) => agent.reload(false).await,
             error = agent.servers.ended() => break Some(error),
         }
     };
@@ -86,7 +86,7 @@ struct Agent {
     /// How etcd is reached, with the certificates and the password as they were last read.
     etcd: ConnectOptions,
     connector: Connector,
-    registrations: Registrations,
+    desk: Desk,
     /// Cancelled: services that leave wait no more.
     cut: CancellationToken,
     mirroring: Mirroring,
@@ -119,7 +119,7 @@ impl Agent {
         let saver = Saver::start(state.catalog_path(), catalog.clone(), mirroring.board(), saved);
         let cut = CancellationToken::new();
         let leases = Arc::new(Leases::load(state.leases_path(), &config.node));
-        let mut registrations = Registrations::new(connector.clone(), leases, cut.clone());
+        let registrations = Registrations::new(connector.clone(), leases, cut.clone());
 
         let reloads = Arc::<Reloads>::default();
         let streams = Arc::<StreamMetrics>::default();
@@ -134,7 +134,10 @@ impl Agent {
             reloads: Arc::clone(&reloads),
         };
         let identity = Identity { node: config.node.clone(), endpoints: config.etcd.endpoints.clone() };
-        let api = Api::new(identity, sources.clone());
+        // What was adopted is pruned once these are decided: all that the previous run registered is named before.
+        let heartbeats = registrations.heartbeats();
+        let desk = Desk::open(registrations, &config.services, config.drain, state.registrations_path());
+        let api = Api::new(identity, sources.clone(), Office { desk: desk.handle(), heartbeats });
         let options = ServerOptions { xds, api: api::router::router(api.clone()) };
         let servers = Servers {
             streams: tokio::spawn(server::run(socket, catalog, staleness, options, streams, stop.clone())),
@@ -143,28 +146,14 @@ impl Agent {
                 .map(|listener| tokio::spawn(tcp::serve(listener, api::router::guarded(api), stop.clone()))),
             stop,
         };
-        registrations.apply(&config.services, config.drain);
         let (node, services, watches) = (&config.node, config.services.len(), config.watches.len());
         info!(version = env!("CARGO_PKG_VERSION"), node, services, watches, admin = %config.admin, "agent started");
         let path = path.to_owned();
-        Ok(Self {
-            path,
-            text,
-            config,
-            etcd,
-            connector,
-            registrations,
-            cut,
-            mirroring,
-            servers,
-            saver,
-            reloads,
-            _state: state,
-        })
+        Ok(Self { path, text, config, etcd, connector, desk, cut, mirroring, servers, saver, reloads, _state: state })
     }
 
     /// Reads the configuration again and takes what is new in it. Unless `asked`, only if its text is another.
-    fn reload(&mut self, asked: bool) {
+    async fn reload(&mut self, asked: bool) {
         self.renew_credentials();
         let text = match read(&self.path) {
             Ok(text) => text,
@@ -180,7 +169,7 @@ impl Agent {
         let parsed = config::parse(&self.path.display().to_string(), &text, &config::host_name());
         self.text = text;
         match parsed {
-            Ok(new) => self.take(new),
+            Ok(new) => self.take(new).await,
             Err(invalid) => {
                 for problem in invalid.to_string().lines() {
                     error!(problem, "the configuration stays as it was");
@@ -209,13 +198,15 @@ impl Agent {
         }
     }
 
-    fn take(&mut self, mut new: Config) {
+    async fn take(&mut self, mut new: Config) {
         let kept = reload::keep_fixed(&self.config, &mut new);
         if !kept.is_empty() {
             let keys = kept.join(", ");
             warn!(keys, "these keys changed and need a restart of the agent: their old values stay until then");
         }
-        self.registrations.apply(&new.services, new.drain);
+        if let Err(error) = self.desk.handle().ask(Request::TakeFile(new.services.clone(), new.drain)).await {
+            error!(%error, "the services stay as they were");
+        }
         self.mirroring.apply(mirror_settings(&new));
         self.config = new;
         self.reloads.applied();
@@ -225,11 +216,11 @@ impl Agent {
     /// Stops everything. With `signals`, the services leave first, and another signal cuts their drain short; without,
     /// their registrations are left to the next run.
     async fn stop(self, signals: Option<&mut Signals>) {
-        match signals {
-            Some(signals) => {
+        match (self.desk.close().await, signals) {
+            (Ok(registrations), Some(signals)) => {
                 let drain = self.config.drain;
                 info!(?drain, "stopping: services drain, another signal cuts that short");
-                let mut leaving = std::pin::pin!(self.registrations.leave(drain));
+                let mut leaving = std::pin::pin!(registrations.leave(drain));
                 loop {
                     tokio::select! {
                         () = &mut leaving => break,
@@ -237,7 +228,8 @@ impl Agent {
                     }
                 }
             }
-            None => self.registrations.abandon().await,
+            (Ok(registrations), None) => registrations.abandon().await,
+            (Err(error), _) => error!(%error, "the registrations are left to their leases"),
         }
         self.servers.stop().await;
         within("mirrors", self.mirroring.shutdown()).await;

@@ -132,6 +132,11 @@ impl Sources {
             (labels, i64::from(status.health == Some(Health::Passing)))
         });
         out.gauges("waypost_check_passing", "Whether a service of this host passes", passing)?;
+        let maintained = services.iter().map(|(id, status)| {
+            let labels = [("service", id.name.as_str()), ("instance", id.instance.as_str())];
+            (labels, i64::from(status.maintenance.is_some()))
+        });
+        out.gauges("waypost_maintenance", "Whether a service of this host is in maintenance", maintained)?;
         out.counter("waypost_lease_lost", "Leases that were gone before their time", self.services.leases_lost())
     }
 

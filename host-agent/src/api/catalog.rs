@@ -3,6 +3,7 @@
 use std::sync::PoisonError;
 
 use axum::{Json, extract::State};
+use waypost_balance::{Strategy, UnknownStrategy};
 use waypost_catalog::{Health, Service};
 
 use super::{
@@ -13,9 +14,6 @@ use super::{
     problem::{Fault, Kind},
     types::{AllNodes, Node, NodeQuery, Pick, PickQuery, Problem, ServiceNode, ServiceNodes, ServiceSummary, Services},
 };
-
-/// The only strategy: shares by weight.
-const WEIGHTED_ROUND_ROBIN: &str = "weighted-round-robin";
 
 /// Every service that has a node.
 #[utoipa::path(get, path = "/v1/services", tag = "catalog", responses(
@@ -103,15 +101,12 @@ pub(super) async fn pick(
     PathParts(service): PathParts<String>,
     Parameters(query): Parameters<PickQuery>,
 ) -> Result<Json<Pick>, Fault> {
-    let strategy = query.strategy.clone().unwrap_or_else(|| WEIGHTED_ROUND_ROBIN.to_owned());
-    if strategy != WEIGHTED_ROUND_ROBIN {
-        let detail = format!("strategy: {strategy:?} is none: allowed is {WEIGHTED_ROUND_ROBIN:?}");
-        return Err(Fault::new(Kind::BadParameters, detail));
-    }
+    let strategy = query.strategy.as_deref().map_or(Ok(Strategy::default()), str::parse);
+    let strategy = strategy.map_err(|error: UnknownStrategy| Fault::new(Kind::BadParameters, error.to_string()))?;
     let catalog = api.catalog()?;
     let picked = {
         let mut pickers = api.inner.pickers.lock().unwrap_or_else(PoisonError::into_inner);
-        pickers.pick(&catalog, &service, Filter::from(query), fastrand::u64(..))
+        pickers.pick(&catalog, &service, strategy, Filter::from(query), &mut fastrand::Rng::new())
     };
     match picked {
         Picked::UnknownService => Err(unknown(&service)),
@@ -120,7 +115,7 @@ pub(super) async fn pick(
         }
         Picked::Node(node, others) => {
             let alternatives = others.iter().map(|entry| entry.node().into()).collect();
-            Ok(Json(Pick { service, strategy, node: node.node().into(), alternatives }))
+            Ok(Json(Pick { service, strategy: strategy.to_string(), node: node.node().into(), alternatives }))
         }
     }
 }

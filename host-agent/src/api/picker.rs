@@ -1,12 +1,13 @@
 //! Picks nodes for those who ask one at a time: the selectors are kept between requests, so that the shares come out
-//! right over many of them. Pure: seeds come in.
+//! right over many of them. Pure: random numbers come in.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
     sync::Arc,
 };
 
-use waypost_balance::{CHOICES, WeightedRoundRobin};
+use fastrand::Rng;
+use waypost_balance::{CHOICES, Picker as Selector, Strategy};
 use waypost_catalog::{Catalog, Service, ServiceName, model::NodeEntry};
 
 use super::filter::Filter;
@@ -17,7 +18,7 @@ const KEPT: usize = 1024;
 /// The selectors, by what is asked for.
 #[derive(Debug, Default)]
 pub struct Pickers {
-    kept: HashMap<(ServiceName, Filter), Picker>,
+    kept: HashMap<(ServiceName, Strategy, Filter), Picker>,
 }
 
 #[derive(Debug)]
@@ -25,15 +26,24 @@ struct Picker {
     /// What it was made of: another one makes it anew.
     service: Arc<Service>,
     nodes: Vec<Arc<NodeEntry>>,
-    selector: WeightedRoundRobin,
+    selector: Selector,
 }
 
 impl Picker {
-    fn new(service: &Arc<Service>, filter: &Filter, seed: u64) -> Self {
+    fn new(service: &Arc<Service>, strategy: Strategy, filter: &Filter, seed: u64) -> Self {
         let taken = service.entries().values().filter(|entry| filter.takes(entry.node()));
         let nodes: Vec<_> = taken.map(Arc::clone).collect();
-        let selector = WeightedRoundRobin::new(nodes.iter().map(|entry| entry.node().weight), seed);
+        let selector = Selector::new(strategy, nodes.iter().map(|entry| entry.node().weight), seed);
         Self { service: Arc::clone(service), nodes, selector }
+    }
+
+    /// A node, and some of the others, from any of them on.
+    fn pick(&self, random: &mut Rng) -> Option<(Arc<NodeEntry>, Vec<Arc<NodeEntry>>)> {
+        let picked = self.selector.pick(random.u64(..))?;
+        let start = random.usize(..self.nodes.len());
+        let ring = (start..self.nodes.len()).chain(0..start).filter(|index| *index != picked);
+        let others = ring.take(CHOICES - 1).filter_map(|index| self.nodes.get(index).cloned()).collect();
+        Some((self.nodes.get(picked).cloned()?, others))
     }
 }
 
@@ -50,33 +60,34 @@ pub enum Picked<N> {
 
 impl Pickers {
     /// Picks a node of a service.
-    pub fn pick(&mut self, catalog: &Catalog, service: &str, filter: Filter, seed: u64) -> Picked<Arc<NodeEntry>> {
+    pub fn pick(
+        &mut self,
+        catalog: &Catalog,
+        service: &str,
+        strategy: Strategy,
+        filter: Filter,
+        random: &mut Rng,
+    ) -> Picked<Arc<NodeEntry>> {
         let Some((name, service)) = catalog.services().get_key_value(service) else { return Picked::UnknownService };
-        let key = (name.clone(), filter);
+        let key = (name.clone(), strategy, filter);
         if self.kept.len() >= KEPT && !self.kept.contains_key(&key) {
             self.kept.clear();
         }
+        let mut anew = |filter: &Filter| Picker::new(service, strategy, filter, random.u64(..));
         let picker = match self.kept.entry(key) {
-            Entry::Occupied(entry) => {
-                let (_, filter) = entry.key().clone();
-                let kept = entry.into_mut();
-                if !Arc::ptr_eq(&kept.service, service) {
-                    *kept = Picker::new(service, &filter, seed);
+            Entry::Occupied(mut entry) => {
+                if !Arc::ptr_eq(&entry.get().service, service) {
+                    let made = anew(&entry.key().2);
+                    entry.insert(made);
                 }
-                kept
+                entry.into_mut()
             }
             Entry::Vacant(entry) => {
-                let made = Picker::new(service, &entry.key().1, seed);
+                let made = anew(&entry.key().2);
                 entry.insert(made)
             }
         };
-        let mut choices = [0; CHOICES];
-        let count = picker.selector.pick_with_alternatives(&mut choices);
-        let mut chosen = choices[..count].iter().filter_map(|index| picker.nodes.get(*index).cloned());
-        match chosen.next() {
-            Some(node) => Picked::Node(node, chosen.collect()),
-            None => Picked::Nobody,
-        }
+        picker.pick(random).map_or(Picked::Nobody, |(node, others)| Picked::Node(node, others))
     }
 }
 
@@ -99,6 +110,10 @@ mod tests {
         Filter::from(PickQuery { zone: zone.map(str::to_owned), ..PickQuery::default() })
     }
 
+    fn pick(pickers: &mut Pickers, catalog: &Catalog, service: &str, zone: Option<&str>) -> Picked<Arc<NodeEntry>> {
+        pickers.pick(catalog, service, Strategy::default(), filter(zone), &mut Rng::with_seed(7))
+    }
+
     fn port(picked: Picked<Arc<NodeEntry>>) -> u16 {
         match picked {
             Picked::Node(node, _) => node.node().address.port(),
@@ -112,7 +127,7 @@ mod tests {
         let mut pickers = Pickers::default();
         let mut counts = [0; 4];
         for _ in 0..600 {
-            counts[usize::from(port(pickers.pick(&catalog, "web", filter(None), 7)))] += 1;
+            counts[usize::from(port(pick(&mut pickers, &catalog, "web", None)))] += 1;
         }
         assert_eq!(counts, [0, 100, 200, 300]);
     }
@@ -122,25 +137,25 @@ mod tests {
         let catalog = catalog(vec![node(1, 1, "a"), node(2, 1, "b"), node(3, 0, "b")]);
         let mut pickers = Pickers::default();
         for _ in 0..5 {
-            assert_eq!(port(pickers.pick(&catalog, "web", filter(Some("b")), 7)), 2);
+            assert_eq!(port(pick(&mut pickers, &catalog, "web", Some("b"))), 2);
         }
-        assert!(matches!(pickers.pick(&catalog, "web", filter(Some("c")), 7), Picked::Nobody));
-        assert!(matches!(pickers.pick(&catalog, "users", filter(None), 7), Picked::UnknownService));
+        assert!(matches!(pick(&mut pickers, &catalog, "web", Some("c")), Picked::Nobody));
+        assert!(matches!(pick(&mut pickers, &catalog, "users", None), Picked::UnknownService));
     }
 
     #[test]
     fn a_changed_service_is_picked_from_as_it_is_now() {
         let (old, mut pickers) = (catalog(vec![node(1, 1, "a")]), Pickers::default());
-        assert_eq!(port(pickers.pick(&old, "web", filter(None), 7)), 1);
+        assert_eq!(port(pick(&mut pickers, &old, "web", None)), 1);
         let draining = Node { health: Health::Draining, ..node(1, 1, "a") };
         let new = old.updated([(ServiceName::new("web").unwrap(), vec![draining, node(2, 1, "a")])]).0.unwrap();
-        assert_eq!(port(pickers.pick(&new, "web", filter(None), 7)), 2);
+        assert_eq!(port(pick(&mut pickers, &new, "web", None)), 2);
     }
 
     #[test]
     fn alternatives_are_other_nodes() {
         let catalog = catalog(vec![node(1, 5, "a"), node(2, 1, "a"), node(3, 1, "a"), node(4, 1, "a")]);
-        let Picked::Node(first, others) = Pickers::default().pick(&catalog, "web", filter(None), 7) else { panic!() };
+        let Picked::Node(first, others) = pick(&mut Pickers::default(), &catalog, "web", None) else { panic!() };
         let mut ports: Vec<_> = others.iter().chain([&first]).map(|entry| entry.node().address.port()).collect();
         ports.sort_unstable();
         ports.dedup();
@@ -152,7 +167,7 @@ mod tests {
         let catalog = catalog(vec![node(1, 1, "a")]);
         let mut pickers = Pickers::default();
         for zone in 0..3 * KEPT {
-            pickers.pick(&catalog, "web", filter(Some(&zone.to_string())), 7);
+            pick(&mut pickers, &catalog, "web", Some(&zone.to_string()));
         }
         assert!(pickers.kept.len() <= KEPT);
     }

@@ -12,9 +12,9 @@ use utoipa::{OpenApi, openapi};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
-    Api, catalog,
+    Api, catalog, maintenance,
     problem::{Fault, Kind},
-    status,
+    registrations, status,
 };
 
 #[derive(OpenApi)]
@@ -27,6 +27,8 @@ use super::{
     tags(
         (name = "agent", description = "How the agent is"),
         (name = "catalog", description = "Services and nodes, as Envoy gets them"),
+        (name = "registrations", description = "This host's services"),
+        (name = "maintenance", description = "Nodes that are not to be picked for a while"),
     )
 )]
 struct Document;
@@ -39,6 +41,11 @@ fn operations() -> OpenApiRouter<Api> {
         .routes(routes!(catalog::service_nodes))
         .routes(routes!(catalog::nodes))
         .routes(routes!(catalog::pick))
+        .routes(routes!(registrations::list))
+        .routes(routes!(registrations::get, registrations::put, registrations::patch, registrations::delete))
+        .routes(routes!(registrations::heartbeat))
+        .routes(routes!(maintenance::put_instance, maintenance::delete_instance))
+        .routes(routes!(maintenance::put_host, maintenance::delete_host))
         .routes(routes!(document))
 }
 

@@ -12,6 +12,7 @@ use crate::published::Staleness as _;
 #[utoipa::path(get, path = "/v1/status", tag = "agent", responses((status = OK, body = Status)))]
 pub(super) async fn status(State(api): State<Api>) -> Json<Status> {
     let (identity, sources) = (&api.inner.identity, &api.inner.sources);
+    let listing = api.inner.office.desk.listing();
     let mirrors = sources.mirrors.mirrors();
     let figures = sources.mirrors.figures();
     let keys = |prefix: &str| figures.watches.iter().find(|watch| watch.prefix == prefix).map_or(0, |watch| watch.keys);
@@ -44,8 +45,8 @@ pub(super) async fn status(State(api): State<Api>) -> Json<Status> {
             services: catalog.services().len(),
             nodes: catalog.node_count(),
         }),
-        maintenance: None,
-        registrations: sources.services.services().len(),
+        maintenance: listing.host.clone().map(Into::into),
+        registrations: listing.services.len(),
         streams: StreamStatus { filters: streams.streams, envoys: streams.xds_streams },
     })
 }

@@ -25,7 +25,7 @@ pub struct Misplaced {
 pub fn service_from_json(object: &Map<String, Value>, node: &str) -> Result<Service, Vec<Misplaced>> {
     let mut nulls = Vec::new();
     for (key, value) in object {
-        find_nulls(value, &[key.clone()], &mut nulls);
+        find_nulls(value, std::slice::from_ref(key), &mut nulls);
     }
     if !nulls.is_empty() {
         return Err(nulls);

@@ -24,8 +24,8 @@ use waypost_registry::format::Format;
 
 use self::reader::{Problems, Section};
 pub use self::{
-    json::{Misplaced, service_from_json},
     check::{Check, CheckKind, Initial, Probe, Probing},
+    json::{Misplaced, service_from_json},
     report::{ConfigError, Invalid, Problem},
     service::Service,
     values::{format_duration, parse_duration},

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use tokio::sync::watch;
@@ -37,6 +37,10 @@ pub struct ServiceStatus {
     pub address: Option<SocketAddr>,
     /// Its health; `None` before it is known.
     pub health: Option<Health>,
+    /// The lease that its key lives by.
+    pub lease: Option<watch::Receiver<Option<i64>>>,
+    /// Why it is in maintenance, if it is.
+    pub maintenance: Option<Arc<str>>,
     /// Its registration, once there is one.
     pub registration: Option<watch::Receiver<RegistrationState>>,
     /// What its check said last, if it has one that has said something.

@@ -37,11 +37,16 @@ const ADDRESS_INTERVAL: Duration = Duration::from_secs(5);
 const DRAIN_CONFIRM_LIMIT: Duration = Duration::from_secs(3);
 const DEREGISTER_LIMIT: Duration = Duration::from_secs(5);
 
+/// Name of the metadata by which others see why a node is in maintenance.
+const MAINTENANCE: &str = "maintenance";
+
 /// What a keeper is to do.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Desired {
     pub(super) service: Arc<Service>,
     pub(super) phase: Phase,
+    /// Why it is in maintenance, if it is.
+    pub(super) maintenance: Option<Arc<str>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +87,7 @@ pub(super) struct Keeper {
     heartbeats: Heartbeats,
     cut: CancellationToken,
     check: Option<Runner>,
+    maintenance: Option<Arc<str>>,
     handle: Option<RegistrationHandle>,
     target: Option<SocketAddr>,
     registered_at: SystemTime,
@@ -98,15 +104,34 @@ impl Keeper {
     ) -> Self {
         let Shared { board, heartbeats, cut } = shared;
         let registered_at = SystemTime::now();
-        let (check, handle, target) = (None, None, None);
-        Self { id, registrar, adopts, desired, progress, board, heartbeats, cut, check, handle, target, registered_at }
+        let (check, maintenance, handle, target) = (None, None, None, None);
+        Self {
+            id,
+            registrar,
+            adopts,
+            desired,
+            progress,
+            board,
+            heartbeats,
+            cut,
+            check,
+            maintenance,
+            handle,
+            target,
+            registered_at,
+        }
     }
 
     /// Runs until nobody can ask for anything any more.
     pub(super) async fn run(mut self) {
         let mut changes = self.desired.clone();
         loop {
-            let Desired { service, phase } = changes.borrow_and_update().clone();
+            let Desired { service, phase, maintenance } = changes.borrow_and_update().clone();
+            self.board.update(&self.id, |status| {
+                status.lease = Some(self.registrar.lease());
+                status.maintenance.clone_from(&maintenance);
+            });
+            self.maintenance = maintenance;
             let task = async {
                 match phase {
                     Phase::Serve => self.serve(&service).await,
@@ -248,6 +273,8 @@ impl Keeper {
     /// Has the registry say how the service is, unless that is undecided.
     fn show(&mut self, service: &Service) {
         let health = self.check.as_ref().map_or(Some(Health::Passing), Runner::health);
+        // Whatever the check says: in maintenance it is not to be picked, and goes on being checked.
+        let health = health.map(|health| if self.maintenance.is_some() { Health::Draining } else { health });
         if let (Some(target), Some(health)) = (self.target, health) {
             self.show_as(service, target, health);
         }
@@ -255,7 +282,10 @@ impl Keeper {
 
     /// Has the registry say this health: in the value, or by the key's absence where the format knows no health.
     fn show_as(&mut self, service: &Service, target: SocketAddr, health: Health) {
-        let node = service.node_at(target, health);
+        let mut node = service.node_at(target, health);
+        if let Some(reason) = &self.maintenance {
+            node.metadata.insert(MAINTENANCE.to_owned(), reason.to_string());
+        }
         let times = Timestamps { registered_at: self.registered_at, updated_at: SystemTime::now() };
         let encoded = service.format.encode(&service.root, &service.name, &service.instance, &node, times);
         self.board.update(&self.id, |status| status.health = Some(health));
@@ -314,6 +344,7 @@ impl Keeper {
     /// Shows the service as draining, waits, and takes it out of the registry.
     async fn leave(&mut self, service: &Service, drain: Duration) {
         if *self.progress.borrow() == Progress::Gone {
+            self.board.remove(&self.id);
             return;
         }
         if let Some(target) = self.target.filter(|_| self.handle.is_some() || self.adopts.is_some()) {

@@ -4,8 +4,11 @@
 //! changed ones updated where they are, and those that are gone drain and leave without holding up the others.
 
 mod board;
+mod desk;
 mod heartbeats;
 mod keeper;
+mod merge_patch;
+mod roster;
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
@@ -21,7 +24,9 @@ use waypost_registry::{Connector, Registrar, RegistrarOptions, Shutdown};
 use self::keeper::{Desired, Keeper, Phase, Progress, Shared};
 pub use self::{
     board::{Board, ServiceId, ServiceStatus},
+    desk::{Desk, DeskError, DeskHandle, Done, Listing, Request},
     heartbeats::{HeartbeatError, Heartbeats},
+    roster::{Listed, Name, Refused, Saved, Upkeep},
 };
 use crate::{
     config::{Check, Service},
@@ -44,6 +49,8 @@ pub struct Registrations {
     heartbeats: Heartbeats,
     registrars: BTreeMap<u64, LeasedRegistrar>,
     keepers: BTreeMap<ServiceId, RunningKeeper>,
+    /// Why which services are in maintenance.
+    maintenance: BTreeMap<ServiceId, Arc<str>>,
     /// Cut short, no leaving service waits for its drain any more.
     cut: CancellationToken,
     started: bool,
@@ -63,6 +70,24 @@ struct RunningKeeper {
     task: JoinHandle<()>,
 }
 
+/// A service on its way out of the registry.
+#[derive(Debug)]
+pub struct Departure {
+    /// How long it drains.
+    pub drain: Duration,
+    progress: Option<watch::Receiver<Progress>>,
+}
+
+impl Departure {
+    /// Completes when it is out of the registry, for ever if another request brings it back.
+    pub async fn gone(mut self) {
+        if let Some(progress) = &mut self.progress {
+            // An error means that the keeper has ended, which is as good.
+            _ = progress.wait_for(|progress| *progress == Progress::Gone).await;
+        }
+    }
+}
+
 impl Registrations {
     /// No registrations yet. Cancelling `cut` ends the waiting of services that leave.
     pub fn new(connector: Connector, leases: Arc<Leases>, cut: CancellationToken) -> Self {
@@ -73,6 +98,7 @@ impl Registrations {
             heartbeats: Heartbeats::default(),
             registrars: BTreeMap::new(),
             keepers: BTreeMap::new(),
+            maintenance: BTreeMap::new(),
             cut,
             started: false,
         }
@@ -88,6 +114,11 @@ impl Registrations {
         self.heartbeats.clone()
     }
 
+    /// Says why which services are in maintenance, from the next [`Self::apply`] on.
+    pub fn set_maintenance(&mut self, maintenance: BTreeMap<ServiceId, Arc<str>>) {
+        self.maintenance = maintenance;
+    }
+
     /// Makes `services` what is registered. Those that are no longer named drain for `drain`.
     pub fn apply(&mut self, services: &[Service], drain: Duration) {
         let wanted: BTreeMap<ServiceId, Arc<Service>> =
@@ -100,8 +131,9 @@ impl Registrations {
             }
         }
         for (id, service) in wanted {
+            let maintenance = self.maintenance.get(&id).cloned();
             match self.keepers.entry(id) {
-                Entry::Occupied(entry) => entry.get().serve(service),
+                Entry::Occupied(entry) => entry.get().serve(service, maintenance),
                 Entry::Vacant(entry) => {
                     let ttl = service.ttl.as_secs();
                     let adopts = self.leases.get(ttl).filter(|_| !self.started);
@@ -113,7 +145,7 @@ impl Registrations {
                     let (id, shared) = (entry.key().clone(), shared.clone());
                     entry.insert(RunningKeeper::start(
                         |desired, progress| Keeper::new(id, registrar, adopts, desired, progress, shared),
-                        service,
+                        Desired { service, phase: Phase::Serve, maintenance },
                     ));
                 }
             }
@@ -124,6 +156,11 @@ impl Registrations {
         self.started = true;
         // A keeper whose service has left ends when nobody can ask it to serve again.
         self.keepers.retain(|_, keeper| *keeper.progress.borrow() != Progress::Gone || keeper.is_to_serve());
+    }
+
+    /// How far a service is that was told to leave.
+    pub fn departure(&self, id: &ServiceId, drain: Duration) -> Departure {
+        Departure { drain, progress: self.keepers.get(id).map(|keeper| keeper.progress.clone()) }
     }
 
     fn shared(&self) -> Shared {
@@ -236,9 +273,9 @@ async fn note(leases: &Arc<Leases>, ttl: u64, lease: Option<i64>) -> bool {
 impl RunningKeeper {
     fn start(
         keeper: impl FnOnce(watch::Receiver<Desired>, watch::Sender<Progress>) -> Keeper,
-        service: Arc<Service>,
+        desired: Desired,
     ) -> Self {
-        let (desired, desired_receiver) = watch::channel(Desired { service, phase: Phase::Serve });
+        let (desired, desired_receiver) = watch::channel(desired);
         let (progress_sender, progress) = watch::channel(Progress::Deciding);
         let task = tokio::spawn(keeper(desired_receiver, progress_sender).run());
         Self { desired, progress, task }
@@ -258,7 +295,7 @@ impl RunningKeeper {
         self.desired.borrow().phase == Phase::Serve
     }
 
-    fn serve(&self, service: Arc<Service>) {
+    fn serve(&self, service: Arc<Service>, maintenance: Option<Arc<str>>) {
         self.desired.send_if_modified(|desired| {
             let mut service = service;
             if service.ttl != desired.service.ttl {
@@ -267,11 +304,16 @@ impl RunningKeeper {
                 warn!(service = %service_name, ?ttl, "a changed ttl takes effect when the agent is restarted");
                 service = Arc::new(Service { ttl, ..Service::clone(&service) });
             }
-            let changed = desired.phase != Phase::Serve || desired.service != service;
-            if changed {
-                info!(service = %service.name, instance = service.instance, "service changed");
-                *desired = Desired { service, phase: Phase::Serve };
+            if desired.maintenance != maintenance {
+                let (on, reason) = (maintenance.is_some(), maintenance.as_deref());
+                info!(service = %service.name, instance = service.instance, on, reason, "maintenance");
             }
+            if desired.phase != Phase::Serve || desired.service != service {
+                info!(service = %service.name, instance = service.instance, "service changed");
+            }
+            let next = Desired { service, phase: Phase::Serve, maintenance };
+            let changed = *desired != next;
+            *desired = next;
             changed
         });
     }
@@ -418,7 +460,7 @@ mod tests {
         ] {
             let text = format!("[[service]]\nname = \"web\"\nport = 80\nformat = \"{format}\"\nroot = \"/s/\"\n");
             let service = services(&text).remove(0);
-            let desired = Desired { service: Arc::new(service.clone()), phase: Phase::Serve };
+            let desired = Desired { service: Arc::new(service.clone()), phase: Phase::Serve, maintenance: None };
             let (_desired, desired) = watch::channel(desired);
             let (progress, _progress) = watch::channel(Progress::Deciding);
             let id = ServiceId::of(&service);

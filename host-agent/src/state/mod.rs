@@ -3,9 +3,11 @@
 //! * `lock`: held while an agent runs, so that two never share a directory.
 //! * `catalog.bin`: the last good catalog, see [`catalog`].
 //! * `leases.json`: the leases to adopt, see [`leases`].
+//! * `registrations.json`: what the API has registered and put into maintenance, see [`registrations`].
 
 pub mod catalog;
 pub mod leases;
+pub mod registrations;
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -79,6 +81,11 @@ impl StateDir {
     /// Path of the catalog's disk copy.
     pub fn catalog_path(&self) -> PathBuf {
         self.path.join("catalog.bin")
+    }
+
+    /// Path of what the API has registered.
+    pub fn registrations_path(&self) -> PathBuf {
+        self.path.join("registrations.json")
     }
 
     /// Path of the leases to adopt.

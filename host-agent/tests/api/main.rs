@@ -2,4 +2,6 @@
 
 mod catalog;
 mod client;
+mod maintenance;
+mod registrations;
 mod world;

@@ -9,6 +9,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use base64::Engine as _;
+use serde_json::Value;
+
 use super::client::{At, LIMIT};
 
 fn tool(name: &str) -> PathBuf {
@@ -28,7 +31,7 @@ pub struct Process(Child);
 impl Process {
     pub fn start(command: &mut Command, log: &Path) -> Self {
         let log = fs::File::options().create(true).append(true).open(log).unwrap();
-        Self(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap())
+        Self(command.stdin(Stdio::null()).stderr(log).spawn().unwrap())
     }
 }
 
@@ -52,6 +55,14 @@ pub async fn until<T>(what: &str, mut attempt: impl AsyncFnMut() -> Option<T>) -
     }
 }
 
+/// What etcd holds for a key.
+#[derive(Debug, PartialEq)]
+pub struct Held {
+    pub value: Value,
+    pub create_revision: i64,
+    pub lease: String,
+}
+
 /// Everything that a test needs; `agent` may be killed and started again.
 pub struct World {
     pub agent: Option<Process>,
@@ -59,7 +70,7 @@ pub struct World {
     pub socket: At,
     pub tcp: At,
     pub directory: tempfile::TempDir,
-    admin: SocketAddr,
+    pub admin: SocketAddr,
     _etcd: Process,
 }
 
@@ -104,9 +115,14 @@ impl World {
         until("the agent", async || {
             tokio::net::UnixStream::connect(path).await.ok()?;
             let answer = self.socket.get("/v1/status").await;
-            (answer.json::<serde_json::Value>()["etcd"]["synced"] == true).then_some(())
+            (answer.json::<Value>()["etcd"]["synced"] == true).then_some(())
         })
         .await;
+    }
+
+    /// Kills the agent without a word.
+    pub fn kill_agent(&mut self) {
+        self.agent = None;
     }
 
     fn try_ctl(&self, arguments: &[&str]) -> Option<String> {
@@ -118,6 +134,18 @@ impl World {
     /// `etcdctl` with these arguments, which must succeed; its output.
     pub fn ctl(&self, arguments: &[&str]) -> String {
         self.try_ctl(arguments).unwrap_or_else(|| panic!("etcdctl {arguments:?} failed"))
+    }
+
+    /// What etcd holds for a key, if it holds it.
+    pub fn key(&self, key: &str) -> Option<Held> {
+        let answer: Value = serde_json::from_str(&self.ctl(&["get", key, "-w", "json"])).unwrap();
+        let kv = answer["kvs"].as_array()?.first()?.clone();
+        let text = base64::engine::general_purpose::STANDARD.decode(kv["value"].as_str().unwrap_or_default()).unwrap();
+        Some(Held {
+            value: serde_json::from_slice(&text).unwrap_or(Value::Null),
+            create_revision: kv["create_revision"].as_i64().unwrap(),
+            lease: format!("{:x}", kv["lease"].as_i64().unwrap_or_default()),
+        })
     }
 
     /// `etcdctl`, told where etcd is.

@@ -24,8 +24,8 @@ use std::{fmt, str::FromStr, time::SystemTime};
 
 use waypost_catalog::{Node, Protocol, ServiceName, model::InvalidServiceName};
 
-pub use self::found::Found;
 use self::found::{Endpoint, parse_host, parse_port};
+pub use self::{found::Found, timestamp::rfc3339};
 
 /// Largest value that is looked at, in bytes: a node on the wire may not be larger either.
 pub const MAX_VALUE_BYTES: usize = waypost_catalog::wire::limits::NODE_BYTES;
