@@ -104,6 +104,12 @@ pub struct ServiceConfig {
     pub ttl: String,
     /// `http1` or `http2`.
     pub protocol: String,
+    /// Format; none: Waypost's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub format: Option<String>,
+    /// What comes before the service's name in the key; none: the format's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub root: Option<String>,
     /// Health check; none: always passing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub check: Option<CheckConfig>,
@@ -198,6 +204,8 @@ impl ServiceConfig {
             weight: 1,
             ttl: "5s".to_owned(),
             protocol: "http1".to_owned(),
+            format: None,
+            root: None,
             check: None,
         }
     }
@@ -211,6 +219,13 @@ impl ServiceConfig {
     /// Its lease's time to live.
     pub fn ttl(mut self, ttl: &str) -> Self {
         self.ttl = ttl.to_owned();
+        self
+    }
+
+    /// Registered in another format, below its own root or this one.
+    pub fn format(mut self, format: &str, root: Option<&str>) -> Self {
+        self.format = Some(format.to_owned());
+        self.root = root.map(str::to_owned);
         self
     }
 

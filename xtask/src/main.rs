@@ -1,10 +1,12 @@
-//! Developer commands: `cargo xtask setup`, `build`, `test`, `demo`, `bench`.
+//! Developer commands: `cargo xtask setup`, `build`, `test`, `demo`, `bench`, `interop`.
 //!
 //! This crate imports nothing else of the workspace: it brings the protoc that the rest needs to be compiled.
 #![forbid(unsafe_code)]
 
 mod artefacts;
+mod etcds;
 mod exports;
+mod interop;
 mod pins;
 mod places;
 mod process;
@@ -54,6 +56,14 @@ enum Task {
         #[arg(long)]
         e2e: bool,
     },
+    /// Run it beside other frameworks' own Go libraries, and on etcd 3.4 and 3.6
+    ///
+    /// Needs Go and, for etcd 3.4, Debian's packages.
+    Interop {
+        /// Name what this machine cannot get, and pass without it
+        #[arg(long)]
+        if_available: bool,
+    },
     /// Show it at work: etcd, two agents, five servers, Envoy, and what happens when things change and fail
     Demo,
     /// Print the figures: cost per request, one pick, put to first request, memory
@@ -85,6 +95,10 @@ fn run(task: Task) -> Result<()> {
             artefacts::build(&places, &ui, Scope::All, &[])?;
             tests_run::test(&places, &ui, &Selection { unit: !e2e, end_to_end: !unit, filter })
         }
+        Task::Interop { if_available } => {
+            artefacts::build(&places, &ui, Scope::Filter, &["interop"])?;
+            interop::interop(&places, &ui, &places.release("interop"), if_available)
+        }
         Task::Demo => {
             artefacts::build(&places, &ui, Scope::Filter, &["demo"])?;
             Err(process::become_program(&mut program(&places, "demo")))
@@ -102,7 +116,7 @@ fn run(task: Task) -> Result<()> {
 
 /// A release binary of `waypost-tests`, run in the checkout.
 fn program(places: &Places, name: &str) -> Command {
-    let mut command = Command::new(places.target.join("release").join(name));
+    let mut command = Command::new(places.release(name));
     command.current_dir(&places.root);
     command
 }

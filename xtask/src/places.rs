@@ -36,6 +36,11 @@ impl Places {
         self.tools.join("bin")
     }
 
+    /// A program of the release build.
+    pub fn release(&self, name: &str) -> PathBuf {
+        self.target.join("release").join(name)
+    }
+
     /// Where the wasm modules go.
     pub fn artefacts(&self) -> PathBuf {
         self.target.join("waypost")
@@ -61,6 +66,27 @@ pub fn install(bytes: &[u8], to: &Path, executable: bool) -> Result<bool> {
     }
     written.with_context(|| format!("cannot write {}", to.display()))?;
     Ok(true)
+}
+
+/// A folder that is gone when this is dropped.
+pub struct Scratch {
+    /// Where it is.
+    pub path: PathBuf,
+}
+
+impl Scratch {
+    /// Creates it.
+    pub fn new(path: PathBuf) -> Result<Self> {
+        fs::create_dir_all(&path).with_context(|| format!("cannot create {}", path.display()))?;
+        Ok(Self { path })
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // What stays lies in an ignored folder and is harmless.
+        let _ = fs::remove_dir_all(&self.path);
+    }
 }
 
 #[cfg(test)]

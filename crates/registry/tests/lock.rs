@@ -61,7 +61,6 @@ struct Ctl {
 impl Ctl {
     fn run(etcd: &Etcd, arguments: &[&str]) -> Self {
         let mut process = Command::new(tool("etcdctl"))
-            .env("ETCDCTL_API", "3")
             .args(["--endpoints", &etcd.url()])
             .args(arguments)
             .stdin(Stdio::null())
