@@ -3,6 +3,7 @@
 //! * [`connection`]: one connection to one of several endpoints, the next one after a failure.
 //! * [`registrar`]: keys under a lease, asserted for ever: whatever happens to etcd, they come back.
 //! * [`address`]: this host's address, for what is registered.
+//! * [`key_template`]: keys such as `/apps/{service}/{ip}/{pid}`.
 //! * [`mirror`]: everything under a prefix, ranged and then watched, with every way out of step noticed.
 //! * [`mod@format`]: how services and nodes are written in keys and values.
 //! * [`view`]: a mirror's keys as nodes, the last good value of each.
@@ -24,6 +25,7 @@ pub mod format;
 pub mod guard;
 pub mod host;
 pub mod hub;
+pub mod key_template;
 mod lease_machine;
 pub mod lock;
 pub mod mirror;
@@ -39,6 +41,7 @@ pub use etcd_client;
 pub use format::Format;
 pub use guard::{Guard, GuardOptions};
 pub use hub::{HubError, HubOptions, KeyEvent, Keys, Registry, Restart, Subscription};
+pub use key_template::{KeyFields, KeyTemplate};
 pub use lock::{Held, Lock, LockError, LostCause};
 pub use mirror::{KeyChange, KeyValue, Mirror, MirrorEvent, MirrorOptions, MirrorStatus, ResyncReason};
 pub use registrar::{
