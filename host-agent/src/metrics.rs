@@ -114,15 +114,9 @@ impl Sources {
 
     fn services(&self, out: &mut Writer<'_>) -> fmt::Result {
         let services = self.services.services();
-        let mut states = BTreeMap::from(["pending", "registered", "retrying", "withdrawn", "closed"].map(|s| (s, 0)));
+        let mut states = BTreeMap::from(RegistrationState::NAMES.map(|state| (state, 0)));
         for (_, status) in &services {
-            let state = status.registration.as_ref().map_or("pending", |state| match &*state.borrow() {
-                RegistrationState::Pending => "pending",
-                RegistrationState::Registered => "registered",
-                RegistrationState::Retrying { .. } => "retrying",
-                RegistrationState::Withdrawn => "withdrawn",
-                RegistrationState::Closed => "closed",
-            });
+            let state = status.registration.as_ref().map_or("pending", |state| state.borrow().name());
             *states.entry(state).or_default() += 1;
         }
         let states = states.into_iter().map(|(state, count)| ([("state", state)], count));

@@ -45,8 +45,8 @@ pub use key_template::{KeyFields, KeyTemplate};
 pub use lock::{Held, Lock, LockError, LostCause};
 pub use mirror::{KeyChange, KeyValue, Mirror, MirrorEvent, MirrorOptions, MirrorStatus, ResyncReason};
 pub use registrar::{
-    Registrar, RegistrarOptions, RegistrarStats, Registration, RegistrationHandle, RegistrationState, RegistryError,
-    Shutdown,
+    IfHeld, Registrar, RegistrarOptions, RegistrarStats, Registration, RegistrationHandle, RegistrationState,
+    RegistryError, Shutdown,
 };
 pub use resolve::{Addresses, Resolution, Resolver, SystemLookup};
 pub use view::View;

@@ -89,6 +89,11 @@ async fn request(client: &mut Client, op: &Op) -> Result<Answer, EtcdError> {
         }
         // One stream per keepalive: its answer cannot be taken for an earlier one's that came late.
         Op::KeepAlive { lease } => client.lease_keep_alive(*lease).await.map(|_| Answer::Done),
+        Op::Revision { prefix, .. } => {
+            // A key that is nobody's: any answer has the revision in its header.
+            let found = kv.get(format!("{prefix}/"), Some(GetOptions::new().with_keys_only())).await?;
+            found.header().map(|header| Answer::Revision(header.revision())).ok_or_else(headless)
+        }
         Op::Check { keys, values } => check(&mut kv, keys, *values).await,
         Op::Put { lease, puts } => put(&mut kv, *lease, puts).await,
         Op::Delete { key, seen, .. } => {
@@ -154,6 +159,10 @@ fn seconds_of(seconds: i64) -> Duration {
 /// What the client says itself of a keepalive that etcd answered with a TTL of 0.
 fn gone() -> EtcdError {
     EtcdError::LeaseKeepAliveError("lease not found".into())
+}
+
+fn headless() -> EtcdError {
+    EtcdError::InvalidArgs("etcd answered without a header".into())
 }
 
 /// What a failed request means.

@@ -20,7 +20,7 @@ fn options(adopt: Option<i64>) -> RegistrarOptions {
 }
 
 fn registration(key: &str, value: &str) -> Registration {
-    Registration { key: key.into(), value: value.into() }
+    Registration::new(key, value)
 }
 
 #[tokio::test]
@@ -115,7 +115,7 @@ async fn updates_arrive_in_order_and_the_newest_wins() {
     registered(&handle).await;
     let mut watch = client.watch("/r/a", None).await.unwrap();
     for value in 1..=500 {
-        handle.update(value.to_string().into());
+        handle.update(value.to_string());
         if value % 50 == 0 {
             tokio::task::yield_now().await;
         }
@@ -130,8 +130,8 @@ async fn updates_arrive_in_order_and_the_newest_wins() {
     }
     // Also what is intended while etcd is away arrives, and nothing older.
     etcd.kill().await;
-    handle.update("501".into());
-    handle.update("502".into());
+    handle.update("501");
+    handle.update("502");
     etcd.run().await;
     value_is(&etcd.client().await, "/r/a", "502").await;
 }
@@ -164,7 +164,7 @@ async fn a_lease_is_adopted_without_a_needless_put_and_pruned_of_what_is_not_wan
     a.withdraw();
     state_is(&a, |state| *state == RegistrationState::Withdrawn).await;
     assert_eq!(get(&client, "/r/a").await, None);
-    a.update("again".into());
+    a.update("again");
     value_is(&client, "/r/a", "again").await;
     b.deregister().await.unwrap();
     assert_eq!(get(&client, "/r/b").await, None);
@@ -189,7 +189,7 @@ async fn a_lease_that_etcd_made_longer_than_asked_is_adopted() {
     let handle = second.register(registration("/r/a", "1"));
     registered(&handle).await;
     assert_eq!((*second.lease().borrow(), get(&client, "/r/a").await.unwrap().1), (Some(lease), lease));
-    handle.update(b"2".into());
+    handle.update("2");
     handle.settled().await.unwrap();
     value_is(&client, "/r/a", "2").await;
     second.shutdown(Shutdown::Deregister).await;
@@ -208,7 +208,7 @@ async fn one_living_endpoint_of_three_is_enough_and_a_silent_one_costs_no_lease(
     copy.until_value("/r/a", Some("here")).await;
     registered(&handle).await;
     proxy.set(Mode::Swallow);
-    handle.update("there".into());
+    handle.update("there");
     copy.until_value("/r/a", Some("there")).await;
     assert_eq!(registrar.stats().leases_lost, 0);
     mirror.shutdown().await;
@@ -400,12 +400,12 @@ async fn tokens_that_die_with_the_member_are_replaced() {
     client.user_add("root", "secret", None).await.unwrap();
     client.user_grant_role("root", "root").await.unwrap();
     client.auth_enable().await.unwrap();
-    handle.update("2".into());
+    handle.update("2");
     copy.until_value("/r/a", Some("2")).await;
 
     etcd.kill().await;
     etcd.run().await;
-    handle.update("3".into());
+    handle.update("3");
     copy.until_value("/r/a", Some("3")).await;
     registered(&handle).await;
     assert!(mirror.status().borrow().resyncs.iter().map(|(_, count)| count).sum::<u64>() >= 2);

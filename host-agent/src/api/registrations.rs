@@ -211,7 +211,10 @@ fn registration(listed: &Listed, status: ServiceStatus) -> Registration {
         None | Some(Held::Pending) => (RegistrationState::Pending, None),
         Some(Held::Registered) => (RegistrationState::Registered, None),
         Some(Held::Retrying { cause }) => (RegistrationState::Retrying, Some(cause)),
+        Some(Held::Lost { cause }) => (RegistrationState::Lost, Some(cause)),
         Some(Held::Withdrawn) => (RegistrationState::Withdrawn, None),
+        // The agent gives no key up; a registrar that did would look after it no more.
+        Some(Held::Failed { cause }) => (RegistrationState::Closed, Some(cause)),
         Some(Held::Closed) => (RegistrationState::Closed, None),
     };
     let definition = listed.definition.clone();

@@ -301,7 +301,7 @@ impl Keeper {
 
     fn put(&mut self, key: String, value: Vec<u8>, present: bool) {
         match &self.handle {
-            Some(handle) if handle.key() == key => {
+            Some(handle) if handle.key().as_deref() == Some(key.as_str()) => {
                 if present {
                     handle.update(value)
                 } else {
@@ -311,7 +311,7 @@ impl Keeper {
             // Nothing was written, and what an earlier run wrote need not go: there is nothing to do.
             None if !present && self.adopts.is_none() => {}
             _ => {
-                let handle = self.registrar.register(Registration { key, value });
+                let handle = self.registrar.register(Registration::new(key, value));
                 if !present {
                     handle.withdraw();
                 }
@@ -327,8 +327,8 @@ impl Keeper {
 
     /// The key that is registered.
     #[cfg(test)]
-    pub(super) fn key(&self) -> Option<&str> {
-        self.handle.as_ref().map(RegistrationHandle::key)
+    pub(super) fn key(&self) -> Option<String> {
+        self.handle.as_ref().and_then(RegistrationHandle::key)
     }
 
     /// Waits for as long as the service is to be seen draining: nobody sees it before etcd has it.

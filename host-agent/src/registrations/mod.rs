@@ -467,11 +467,11 @@ mod tests {
             let registrar = Arc::clone(&registrar);
             let mut keeper = Keeper::new(id, registrar, None, desired, progress, registrations.shared());
             keeper.follow(&service, Ok([10, 0, 0, 1].into()));
-            assert_eq!(keeper.key(), Some(key_of_old));
+            assert_eq!(keeper.key().as_deref(), Some(key_of_old));
             keeper.follow(&service, Err(waypost_registry::address::AddressError::OnlyLoopback));
-            assert_eq!(keeper.key(), Some(key_of_old), "while there is no address it stays");
+            assert_eq!(keeper.key().as_deref(), Some(key_of_old), "while there is no address it stays");
             keeper.follow(&service, Ok([10, 0, 0, 2].into()));
-            assert_eq!(keeper.key(), Some(key_of_new));
+            assert_eq!(keeper.key().as_deref(), Some(key_of_new));
             assert_eq!(board.services()[0].1.address, Some(([10, 0, 0, 2], 80).into()));
         }
     }

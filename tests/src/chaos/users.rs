@@ -47,9 +47,9 @@ impl Keys {
         let mut handles = self.handles.lock().unwrap_or_else(PoisonError::into_inner);
         self.intend(number, Wanted::Value(value.to_owned()));
         match handles.get(&number) {
-            Some(handle) => handle.update(value.into()),
+            Some(handle) => handle.update(value),
             None => {
-                let registration = Registration { key: Self::name(number), value: value.into() };
+                let registration = Registration::new(Self::name(number), value);
                 handles.insert(number, self.registrar.register(registration));
             }
         }

@@ -13,33 +13,45 @@
 //!
 //!   Unknown --Check--> as intended <------------------------------------+   verified after every keepalive;
 //!      ^         \---> other --Put / Delete, if still at that revision--+   a difference makes it Unknown
+//!      |         \---> held by somebody else, not to be taken from them: waits, or ends
 //!      +--------------- outcome unknown, or somebody was faster ---------
+//!
+//!   numbered: no key --Revision--> a key, named by it --Put, if absent--> as intended
+//!                ^                                          |
+//!                +---------- somebody else holds it --------+
 //! ```
 //!
 //! * A lease that could not be kept alive in time is *asked about*, not given up: etcd may have extended it (a new
 //!   leader does). Its old id is kept alive first after each reconnect, and only etcd's answer ends it.
 //! * Every write names the revision it replaces. So an older value that was delayed on its way can never overwrite a
 //!   newer one, and a key that somebody else changed is looked at again before it is written.
-//! * A key under another lease is put again while it is intended, and left alone when it is to be deleted.
+//! * A key under another lease is put again while it is intended and may be taken from its holder, and left alone when
+//!   it is to be deleted. A key under a lease of ours never counts as somebody else's.
+//! * A numbered key keeps its name through every loss. It gets another one only if somebody else holds that name by then,
+//!   as after a wipe, when revisions begin anew.
+//! * Lost is said of a key that etcd has said to be gone, or whose lease it has said to be gone; once anything was sent
+//!   that may have brought it back, that is not known any more.
 //! * The bound: whatever happened to the keys, the next keepalive or verification finds it, TTL/3 later at most.
 
 mod entry;
 mod op;
+mod outcome;
+mod report;
 #[cfg(test)]
 mod tests;
+mod work;
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::Arc,
     time::{Duration, Instant},
 };
 
-use entry::{Actual, Entry, Need, Seen};
+use entry::{Actual, Entry};
 pub(crate) use op::{Answer, Failure, Found, Id, Op, Put, Step};
 
 use crate::{
     backoff::Backoff,
-    registrar::{RegistrarStats, RegistrationState},
+    registrar::{RegistrarStats, Registration},
 };
 
 /// Operations in one transaction; etcd's default limit.
@@ -120,9 +132,9 @@ impl LeaseMachine {
     }
 
     /// Intends a key; a registration of the same key is replaced, and its number returned.
-    pub(crate) fn register(&mut self, id: Id, key: String, value: Vec<u8>) -> Option<Id> {
-        let replaced = self.by_key.insert(key.clone(), id);
-        let mut entry = Entry::new(key, value);
+    pub(crate) fn register(&mut self, id: Id, registration: Registration) -> Option<Id> {
+        let mut entry = Entry::new(registration);
+        let replaced = entry.key.clone().and_then(|key| self.by_key.insert(key, id));
         if let Some(old) = replaced.and_then(|id| self.entries.remove(&id)) {
             entry.version = old.version + 1;
             entry.actual = match old.actual {
@@ -217,298 +229,6 @@ impl LeaseMachine {
             Lease::Held { ttl, .. } => self.request_timeout.min(limit_within(ttl)),
             Lease::None | Lease::Adopting(_) => self.request_timeout,
         }
-    }
-
-    fn work(&mut self, lease: i64, now: Instant) -> Option<Op> {
-        let ours = &self.ours;
-        let needs = self.entries.iter().filter(|(_, entry)| entry.is_due(now));
-        let needs = needs.map(|(id, entry)| (*id, entry, entry.need(lease, ours)));
-
-        let mut checks = Vec::new();
-        let mut puts = Vec::new();
-        let mut bytes = 0;
-        for (id, entry, need) in needs {
-            match need {
-                Need::Nothing => {}
-                Need::Check if entry.alone => {
-                    return Some(Op::Check { keys: vec![(id, entry.key.clone())], values: true });
-                }
-                Need::Check => checks.push((id, entry.key.clone())),
-                Need::Delete { seen } => return Some(Op::Delete { id, key: entry.key.clone(), seen }),
-                Need::Put { seen } => {
-                    let Some(value) = &entry.intent else { continue };
-                    let put =
-                        Put { id, key: entry.key.clone(), value: Arc::clone(value), seen, version: entry.version };
-                    if entry.alone {
-                        return Some(Op::Put { lease, puts: vec![put] });
-                    }
-                    bytes += value.len() + entry.key.len();
-                    if puts.is_empty() || bytes <= BATCH_BYTES {
-                        puts.push(put);
-                    }
-                }
-            }
-            if checks.len() == BATCH || puts.len() == BATCH {
-                break;
-            }
-        }
-        if !puts.is_empty() {
-            return Some(Op::Put { lease, puts });
-        }
-        if !checks.is_empty() {
-            return Some(Op::Check { keys: checks, values: true });
-        }
-        self.verification().or_else(|| self.pruning(lease))
-    }
-
-    fn verification(&mut self) -> Option<Op> {
-        let mut keys = Vec::new();
-        while keys.len() < BATCH {
-            let Some(id) = self.unverified.pop() else { break };
-            if let Some(entry) = self.entries.get(&id).filter(|entry| matches!(entry.actual, Actual::Known(_))) {
-                keys.push((id, entry.key.clone()));
-            }
-        }
-        (!keys.is_empty()).then_some(Op::Check { keys, values: false })
-    }
-
-    fn pruning(&mut self, lease: i64) -> Option<Op> {
-        if !self.release.is_empty() {
-            let keys = self.release.split_off(self.release.len().saturating_sub(BATCH));
-            return Some(Op::Release { lease, keys });
-        }
-        self.prune.then_some(Op::List { lease })
-    }
-
-    /// Takes in the outcome of a request that [`Self::next`] asked for.
-    pub(crate) fn done(&mut self, op: Op, outcome: Result<Answer, Failure>, now: Instant, random: f64) {
-        match outcome {
-            Ok(answer) => {
-                if op != Op::Connect {
-                    self.cause = None;
-                }
-                self.answered(op, answer, random);
-            }
-            Err(Failure::LeaseGone) => self.lease_gone(&op),
-            Err(Failure::Refused(cause)) => self.refused(op, cause, now, random),
-            Err(Failure::Broken(cause)) => self.broken(&op, cause, now, random),
-        }
-    }
-
-    fn answered(&mut self, op: Op, answer: Answer, random: f64) {
-        match (op, answer) {
-            (Op::Connect, _) => {
-                self.link = Link::Up;
-                // The lease comes first: who knows how long the way was broken.
-                if let Lease::Held { keepalive_at, .. } = &mut self.lease {
-                    *keepalive_at = self.started;
-                }
-            }
-            (Op::Grant { .. }, Answer::Granted { lease, ttl }) => {
-                self.stats.leases_granted += 1;
-                self.hold(lease, ttl, random);
-            }
-            (Op::Adopt { lease }, Answer::Adoptable { ttl }) if ttl.as_secs() >= self.seconds.unsigned_abs() => {
-                // It may be longer than asked for: etcd raises what is below its election timeout.
-                self.hold(lease, ttl, random);
-                // How much of its time is left was not asked: it is kept alive at once.
-                if let Lease::Held { keepalive_at, .. } = &mut self.lease {
-                    *keepalive_at = self.started;
-                }
-            }
-            // A longer TTL is wanted now. The keys move to a new lease one by one, and are never absent.
-            (Op::Adopt { .. }, _) => self.lease = Lease::None,
-            (Op::KeepAlive { lease }, _) => {
-                if let Lease::Held { ttl, .. } = self.lease {
-                    self.hold(lease, ttl, random);
-                }
-                self.unverified = self.entries.keys().copied().collect();
-            }
-            (Op::Check { values, .. }, Answer::Checked(found)) => {
-                for (id, found) in found {
-                    self.checked(id, found, values);
-                }
-            }
-            (Op::Put { lease, puts }, Answer::Put { revision }) => {
-                for put in puts {
-                    self.put_done(&put, lease, revision);
-                }
-            }
-            (Op::Delete { id, .. }, Answer::Done) => {
-                if let Some(entry) = self.entries.get_mut(&id) {
-                    entry.actual = Actual::Known(None);
-                    entry.settled();
-                }
-            }
-            (Op::Release { .. }, Answer::Conflict) => self.prune = true,
-            (Op::List { .. }, Answer::Listed(keys)) => {
-                self.prune = false;
-                self.release = keys.into_iter().filter(|key| !self.by_key.contains_key(key)).collect();
-            }
-            (Op::Revoke { .. }, _) => self.lease = Lease::None,
-            // A conflict, or an answer to another question: whatever it was about is looked at again.
-            (op, _) => self.doubt(&op),
-        }
-    }
-
-    fn hold(&mut self, id: i64, ttl: Duration, random: f64) {
-        if !self.ours.contains(&id) {
-            if self.ours.len() == REMEMBERED_LEASES {
-                self.ours.remove(0);
-            }
-            self.ours.push(id);
-        }
-        // Up to a tenth early, so that hosts which lost etcd together do not come back in step for ever.
-        let interval = (ttl / 3).mul_f64(1.0 - random.clamp(0.0, 1.0) / 10.0);
-        let confirmed_at = self.started;
-        self.lease = Lease::Held { id, ttl, confirmed_at, keepalive_at: confirmed_at + interval };
-    }
-
-    fn checked(&mut self, id: Id, found: Option<Found>, values: bool) {
-        let Some(entry) = self.entries.get_mut(&id) else { return };
-        let seen = found.as_ref().map(|found| (found.lease, found.mod_revision));
-        if !values {
-            let known = match entry.actual {
-                Actual::Known(known) => known.map(|seen| (seen.lease, seen.mod_revision)),
-                Actual::Unknown => return,
-            };
-            if seen != known {
-                entry.taken(seen.map(|(lease, _)| lease), &self.ours);
-            }
-            return;
-        }
-        let same = |found: &Found| found.value.as_deref() == entry.intent.as_deref();
-        entry.actual = Actual::Known(found.map(|found| Seen {
-            version: same(&found).then_some(entry.version),
-            lease: found.lease,
-            mod_revision: found.mod_revision,
-        }));
-        let Lease::Held { id: lease, .. } = self.lease else { return };
-        if entry.need(lease, &self.ours) == Need::Nothing {
-            entry.settled();
-            entry.registered = entry.intent.as_ref().map(|_| entry.version);
-        }
-    }
-
-    fn put_done(&mut self, put: &Put, lease: i64, revision: i64) {
-        let Some(entry) = self.entries.get_mut(&put.id) else { return };
-        if entry.registered == Some(put.version) {
-            self.stats.reasserts += 1;
-        }
-        entry.actual = Actual::Known(Some(Seen { lease, mod_revision: revision, version: Some(put.version) }));
-        entry.registered = Some(put.version);
-        entry.settled();
-    }
-
-    fn lease_gone(&mut self, op: &Op) {
-        if let Lease::Held { id, .. } = self.lease {
-            self.stats.leases_lost += 1;
-            self.stats.last_error = Some(format!("lease {id:x} was gone; another one is asked for"));
-        }
-        self.lease = Lease::None;
-        self.release.clear();
-        self.doubt(op);
-        for entry in self.entries.values_mut() {
-            entry.actual = Actual::Unknown;
-        }
-    }
-
-    fn refused(&mut self, op: Op, cause: String, now: Instant, random: f64) {
-        self.stats.last_error = Some(cause.clone());
-        let ids: Vec<Id> = match &op {
-            Op::Check { keys, .. } => keys.iter().map(|(id, _)| *id).collect(),
-            Op::Put { puts, .. } => puts.iter().map(|put| put.id).collect(),
-            Op::Delete { id, .. } => vec![*id],
-            Op::List { .. } | Op::Release { .. } => {
-                self.prune = false;
-                return;
-            }
-            // Somebody else's, perhaps: not worth waiting for.
-            Op::Adopt { .. } => {
-                self.lease = Lease::None;
-                return;
-            }
-            // Without a lease nothing else can be done: that is waited for like a connection.
-            _ => return self.broken(&op, cause, now, random),
-        };
-        let alone = ids.len() == 1;
-        for id in ids {
-            let Some(entry) = self.entries.get_mut(&id) else { continue };
-            entry.actual = Actual::Unknown;
-            entry.alone = true;
-            if alone {
-                entry.refused(cause.clone(), now, random);
-            }
-        }
-    }
-
-    fn broken(&mut self, op: &Op, cause: String, now: Instant, random: f64) {
-        self.link = Link::Down { retry_at: now + self.backoff.next(random) };
-        self.stats.last_error = Some(cause.clone());
-        self.cause = Some(cause);
-        self.doubt(op);
-    }
-
-    /// What the request was about may be one way or the other.
-    fn doubt(&mut self, op: &Op) {
-        let ids: Vec<Id> = match op {
-            Op::Put { puts, .. } => puts.iter().map(|put| put.id).collect(),
-            Op::Delete { id, .. } => vec![*id],
-            Op::Release { .. } => {
-                self.prune = true;
-                return;
-            }
-            _ => return,
-        };
-        for id in ids {
-            if let Some(entry) = self.entries.get_mut(&id) {
-                entry.actual = Actual::Unknown;
-            }
-        }
-    }
-
-    /// Forgets the registrations that were to end and whose keys are absent.
-    pub(crate) fn take_ended(&mut self) -> Vec<Id> {
-        let ours = &self.ours;
-        let ended = |entry: &Entry| entry.leaving && entry.need(0, ours) == Need::Nothing;
-        let ids: Vec<Id> = self.entries.iter().filter(|(_, entry)| ended(entry)).map(|(id, _)| *id).collect();
-        for entry in ids.iter().filter_map(|id| self.entries.remove(id)) {
-            self.by_key.remove(&entry.key);
-        }
-        ids
-    }
-
-    /// Every registration's number and state.
-    pub(crate) fn states(&self, now: Instant) -> impl Iterator<Item = (Id, RegistrationState)> {
-        self.entries.iter().map(move |(id, entry)| (*id, self.state(entry, now)))
-    }
-
-    fn state(&self, entry: &Entry, now: Instant) -> RegistrationState {
-        let (lease, alive) = match self.lease {
-            Lease::Held { id, ttl, confirmed_at, .. } => (id, now < confirmed_at + ttl),
-            Lease::None | Lease::Adopting(_) => (0, false),
-        };
-        match (entry.need(lease, &self.ours), &entry.intent) {
-            (Need::Nothing, None) => return RegistrationState::Withdrawn,
-            (Need::Nothing, Some(_)) if alive => return RegistrationState::Registered,
-            _ => {}
-        }
-        match entry.cause.as_ref().or(self.cause.as_ref()) {
-            Some(cause) => RegistrationState::Retrying { cause: cause.clone() },
-            None => RegistrationState::Pending,
-        }
-    }
-
-    /// The lease that is held, or is to be adopted.
-    pub(crate) fn lease(&self) -> Option<i64> {
-        match self.lease {
-            Lease::None => None,
-            Lease::Adopting(id) | Lease::Held { id, .. } => Some(id),
-        }
-    }
-
-    pub(crate) fn stats(&self) -> &RegistrarStats {
-        &self.stats
     }
 }
 

@@ -23,15 +23,43 @@ pub(crate) struct Put {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Op {
     Connect,
-    Grant { seconds: i64 },
-    Adopt { lease: i64 },
-    KeepAlive { lease: i64 },
-    Check { keys: Vec<(Id, String)>, values: bool },
-    Put { lease: i64, puts: Vec<Put> },
-    Delete { id: Id, key: String, seen: i64 },
-    List { lease: i64 },
-    Release { lease: i64, keys: Vec<String> },
-    Revoke { lease: i64 },
+    Grant {
+        seconds: i64,
+    },
+    Adopt {
+        lease: i64,
+    },
+    KeepAlive {
+        lease: i64,
+    },
+    /// The store's revision, for the name of a key under the prefix.
+    Revision {
+        id: Id,
+        prefix: String,
+    },
+    Check {
+        keys: Vec<(Id, String)>,
+        values: bool,
+    },
+    Put {
+        lease: i64,
+        puts: Vec<Put>,
+    },
+    Delete {
+        id: Id,
+        key: String,
+        seen: i64,
+    },
+    List {
+        lease: i64,
+    },
+    Release {
+        lease: i64,
+        keys: Vec<String>,
+    },
+    Revoke {
+        lease: i64,
+    },
 }
 
 /// What etcd holds for a key; the value only if it was asked for.
@@ -54,6 +82,7 @@ pub(crate) enum Answer {
     Adoptable {
         ttl: Duration,
     },
+    Revision(i64),
     Checked(Vec<(Id, Option<Found>)>),
     Put {
         revision: i64,

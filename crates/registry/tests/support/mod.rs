@@ -182,7 +182,7 @@ pub async fn state_is(handle: &RegistrationHandle, wanted: impl Fn(&Registration
     let mut state = handle.state();
     let reached = tokio::time::timeout(PATIENCE, state.wait_for(wanted)).await;
     if reached.is_err() {
-        panic!("{} stays {:?}", handle.key(), handle.state().borrow());
+        panic!("{:?} stays {:?}", handle.key(), handle.state().borrow());
     }
 }
 

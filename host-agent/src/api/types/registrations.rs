@@ -27,7 +27,7 @@ pub enum RegistrationState {
     Registered,
     /// Not known to be in etcd as intended, and tried again.
     Retrying,
-    /// Its lease or key was lost and is being replaced.
+    /// etcd said that its key, or the lease it was under, is gone; it is being put again.
     Lost,
     /// Taken out of etcd, as intended.
     Withdrawn,

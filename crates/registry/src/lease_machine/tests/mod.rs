@@ -1,13 +1,15 @@
 //! The machine against a model of etcd that loses, delays and forgets things.
 
+mod claims;
 mod model;
+mod random;
 
-use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use model::Etcd;
-use proptest::prelude::*;
 
 use super::*;
+use crate::registrar::{IfHeld, Registration, RegistrationState};
 
 const TTL: Duration = Duration::from_secs(5);
 const THIRD: Duration = Duration::from_millis(1667);
@@ -95,7 +97,7 @@ impl Bench {
     }
 
     fn register(&mut self, id: Id, key: &str, value: &str) {
-        self.machine.register(id, key.into(), value.into());
+        self.machine.register(id, Registration::new(key, value));
     }
 
     fn lease(&self) -> i64 {
@@ -359,94 +361,10 @@ fn five_hundred_keys_go_in_transactions_that_etcd_takes() {
 #[test]
 fn a_second_registration_of_a_key_replaces_the_first() {
     let mut bench = registered();
-    assert_eq!(bench.machine.register(3, "/a".into(), b"other".into()), Some(1));
+    assert_eq!(bench.machine.register(3, Registration::new("/a", "other")), Some(1));
     bench.settle();
     assert_eq!(bench.etcd.value("/a"), Some("other"));
     bench.machine.update(1, b"late".into());
     bench.settle();
     assert_eq!(bench.etcd.value("/a"), Some("other"));
-}
-
-#[derive(Clone, Debug)]
-enum Event {
-    Step(Fate),
-    Wait(u64),
-    Update(Id, u8),
-    Withdraw(Id),
-    Deleted(Id),
-    Overwritten(Id),
-    Revoked,
-    Wiped,
-    DelayedArrives,
-}
-
-fn event() -> impl Strategy<Value = Event> {
-    let id = 0u64..3;
-    prop_oneof![
-        8 => Just(Event::Step(Fate::Through)),
-        2 => Just(Event::Step(Fate::RequestLost)),
-        2 => Just(Event::Step(Fate::AnswerLost)),
-        2 => Just(Event::Step(Fate::Delayed)),
-        2 => (0u64..3000).prop_map(Event::Wait),
-        3 => (id.clone(), any::<u8>()).prop_map(|(id, value)| Event::Update(id, value)),
-        1 => id.clone().prop_map(Event::Withdraw),
-        1 => id.clone().prop_map(Event::Deleted),
-        1 => id.prop_map(Event::Overwritten),
-        1 => Just(Event::Revoked),
-        1 => Just(Event::Wiped),
-        3 => Just(Event::DelayedArrives),
-    ]
-}
-
-proptest! {
-    #[test]
-    fn whatever_happens_etcd_ends_up_as_intended(events in prop::collection::vec(event(), 1..120)) {
-        let mut bench = Bench::new(None);
-        let mut intents: BTreeMap<Id, Option<String>> = BTreeMap::new();
-        for id in 0..3 {
-            bench.register(id, &format!("/{id}"), "first");
-            intents.insert(id, Some("first".into()));
-        }
-        let mut foreign = None;
-        for event in events {
-            match event {
-                Event::Step(fate) => _ = bench.step(fate),
-                Event::Wait(ms) => bench.now += Duration::from_millis(ms),
-                Event::Update(id, value) => {
-                    bench.machine.update(id, value.to_string().into_bytes());
-                    intents.insert(id, Some(value.to_string()));
-                }
-                Event::Withdraw(id) => {
-                    bench.machine.withdraw(id);
-                    intents.insert(id, None);
-                }
-                Event::Deleted(id) => _ = bench.etcd.keys.remove(&format!("/{id}")),
-                Event::Overwritten(id) => {
-                    bench.etcd.put(&format!("/{id}"), b"foreign", 0);
-                    foreign = Some("foreign");
-                }
-                Event::Revoked => if let Some(lease) = bench.machine.lease() { bench.etcd.revoke(lease) },
-                Event::Wiped => bench.etcd.wipe(),
-                Event::DelayedArrives => if let Some(op) = bench.delayed.pop() {
-                    let _ = bench.etcd.perform(&op, bench.now);
-                },
-            }
-        }
-        bench.run_for(RECONNECT_MAX + THIRD + Duration::from_secs(5));
-        bench.settle();
-        for (id, intent) in intents {
-            let value = bench.etcd.value(&format!("/{id}"));
-            match intent {
-                Some(intent) => {
-                    prop_assert_eq!(value, Some(intent.as_str()));
-                    prop_assert_eq!(bench.etcd.keys[&format!("/{id}")].lease, bench.lease());
-                    prop_assert_eq!(bench.state(id), RegistrationState::Registered);
-                }
-                None => {
-                    prop_assert!(value.is_none() || value == foreign, "{:?}", value);
-                    prop_assert_eq!(bench.state(id), RegistrationState::Withdrawn);
-                }
-            }
-        }
-    }
 }

@@ -15,7 +15,7 @@ pub(super) struct Stored {
 
 #[derive(Default)]
 pub(super) struct Etcd {
-    revision: i64,
+    pub(super) revision: i64,
     pub(super) keys: BTreeMap<String, Stored>,
     pub(super) leases: BTreeMap<i64, (Duration, Instant)>,
     pub(super) granted: i64,
@@ -74,6 +74,7 @@ impl Etcd {
                 }
                 None => Err(Failure::LeaseGone),
             },
+            Op::Revision { .. } => Ok(Answer::Revision(self.revision)),
             Op::Check { keys, values } => {
                 let found = |key: &str| {
                     let stored = self.keys.get(key)?;
