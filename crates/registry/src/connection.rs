@@ -91,6 +91,13 @@ impl Default for ConnectOptions {
     }
 }
 
+impl ConnectOptions {
+    /// These endpoints, each a URL with scheme, host and port, without TLS or a user, and with the usual limits.
+    pub fn new(endpoints: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        Self { endpoints: endpoints.into_iter().map(Into::into).collect(), ..Self::default() }
+    }
+}
+
 /// Why there is no connection.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConnectError {
@@ -159,6 +166,24 @@ struct Inner {
 
 /// Makes connections. Cheap to clone; each clone goes round the endpoints by itself, from a random one, so that
 /// neither hosts nor the tasks of one host gather at one member.
+///
+/// ```
+/// # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let etcd = waypost_registry_testing::Etcd::start().await;
+/// # let (first, second) = (etcd.url(), etcd.url());
+/// use waypost_registry::{ConnectOptions, Connector};
+///
+/// // Such as http://10.0.0.1:2379. Nothing is connected before it is used.
+/// let connector = Connector::new(ConnectOptions::new([first, second]))?;
+///
+/// // etcd's own client, of the next endpoint in turn; whatever is built on a connector does this by itself.
+/// let mut client = connector.connect().await?;
+/// client.put("/greeting", "hello", None).await?;
+///
+/// let error = Connector::new(ConnectOptions::new(["10.0.0.1"])).unwrap_err();
+/// assert!(error.to_string().contains("it names no port"));
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct Connector {
     /// Shared by all clones, so that all of them go by what one was given anew.

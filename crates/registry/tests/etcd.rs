@@ -1,15 +1,13 @@
 //! Registrar and mirror against a real etcd that is killed, wiped, compacted, cut off and meddled with.
 
-mod support;
-
 use std::time::{Duration, Instant};
 
 use etcd_client::{DeleteOptions, PutOptions, WatchOptions};
-use support::{Copy, Etcd, Mode, Proxy, connector, eventually, get, registered, state_is, value_is};
 use waypost_registry::{
     ConnectOptions, Connector, Credentials, Mirror, MirrorOptions, Registrar, RegistrarOptions, Registration,
     RegistrationState, ResyncReason, Shutdown, TlsOptions,
 };
+use waypost_registry_testing::{Copy, Etcd, Mode, Proxy, connector, eventually, get, registered, state_is, value_is};
 
 const TTL: Duration = Duration::from_secs(3);
 /// What every loss is made good within, from when etcd answers.

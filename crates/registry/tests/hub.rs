@@ -1,13 +1,11 @@
 //! The registry's keys against a real etcd: watched once, followed without a gap, ended when nobody wants them.
 
-mod support;
-
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use etcd_client::{PutOptions, Txn, TxnOp};
-use support::{Etcd, PATIENCE, connector, eventually};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use waypost_registry::{HubError, HubOptions, KeyEvent, KeyValue, Keys, Registry, Restart, ResyncReason, Subscription};
+use waypost_registry_testing::{Etcd, PATIENCE, connector, eventually};
 
 /// How many watchers etcd says it has.
 async fn watchers(etcd: &Etcd) -> u64 {

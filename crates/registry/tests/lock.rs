@@ -1,7 +1,5 @@
 //! Locks and elections on a real etcd, which is stopped, restarted and compacted, beside the real `etcdctl`.
 
-mod support;
-
 use std::{
     process::Stdio,
     sync::atomic::{AtomicUsize, Ordering},
@@ -9,12 +7,12 @@ use std::{
 };
 
 use etcd_client::{Client, Compare, CompareOp, GetOptions, Txn, TxnOp};
-use support::{Etcd, Mode, PATIENCE, Proxy, connector, eventually, get, tool};
 use tokio::{
     io::{AsyncBufReadExt, BufReader, Lines},
     process::{Child, ChildStdout, Command},
 };
 use waypost_registry::{Election, Held, Lock, LockError, LostCause};
+use waypost_registry_testing::{Etcd, Mode, PATIENCE, Proxy, connector, eventually, get, tool};
 
 const TTL: Duration = Duration::from_secs(3);
 /// How long somebody who has to wait is watched waiting.

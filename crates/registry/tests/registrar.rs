@@ -1,19 +1,19 @@
 //! What a registration can be: values of any kind, keys by template, names out of revisions, keys that others hold, and
 //! what is said of a loss. On a real etcd.
 
-mod support;
-
 use std::{
     collections::{BTreeSet, HashMap},
     time::Duration,
 };
 
 use etcd_client::{Client, GetOptions, PutOptions};
-use support::{Etcd, Mode, PATIENCE, Proxy, connector, eventually, get, registered, state_is, value_is};
 use tokio::{sync::watch, task::JoinHandle};
 use waypost_registry::{
     IfHeld, KeyFields, KeyTemplate, Registrar, RegistrarOptions, Registration, RegistrationHandle, RegistrationState,
     RegistryError, Shutdown, address::AddressSource,
+};
+use waypost_registry_testing::{
+    Etcd, Mode, PATIENCE, Proxy, connector, eventually, get, registered, state_is, value_is,
 };
 
 const TTL: Duration = Duration::from_secs(3);

@@ -1,6 +1,7 @@
-//! A real etcd on ephemeral ports, a proxy that breaks connections in several ways, and waiting on conditions.
-// Each test binary uses a part of it.
-#![allow(dead_code)]
+//! A real etcd on ephemeral ports, a proxy that breaks connections in several ways, and waiting on conditions. For the
+//! registry's tests, for its documentation, whose examples run, and for `examples/`. What fails panics.
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
 
 use std::{
     collections::BTreeMap,
@@ -43,7 +44,7 @@ pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut attemp
 pub fn tool(name: &str) -> PathBuf {
     let other_etcd = std::env::var_os("WAYPOST_ETCD_BIN").filter(|_| name.starts_with("etcd"));
     let folder = other_etcd.or_else(|| std::env::var_os("WAYPOST_TOOLS"));
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.tools/bin");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../.tools/bin");
     let path = folder.map_or(root, PathBuf::from).join(name);
     assert!(path.is_file(), "{} is not there: run cargo xtask setup", path.display());
     path
@@ -64,6 +65,7 @@ pub struct Etcd {
 }
 
 impl Etcd {
+    /// One that answers.
     pub async fn start() -> Self {
         let mut etcd = Self::prepare("http", vec![]);
         etcd.run().await;
@@ -114,6 +116,7 @@ impl Etcd {
         }
     }
 
+    /// Starts it, and does not wait.
     pub fn spawn(&mut self) {
         let (client, peer) = (self.url(), format!("http://127.0.0.1:{}", self.peer_port));
         let process = Command::new(tool("etcd"))
@@ -132,6 +135,7 @@ impl Etcd {
         self.process = Some(process.unwrap());
     }
 
+    /// SIGKILL, if it runs.
     pub async fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {
             process.kill().await.unwrap();
@@ -145,23 +149,28 @@ impl Etcd {
         self.run().await;
     }
 
+    /// Its endpoint.
     pub fn url(&self) -> String {
         format!("{}://127.0.0.1:{}", self.scheme, self.client_port)
     }
 
+    /// Its endpoint, for a proxy.
     pub fn address(&self) -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], self.client_port))
     }
 
+    /// A client of its own.
     pub async fn client(&self) -> Client {
         Client::connect([self.url()], None).await.unwrap()
     }
 
+    /// Connects to it.
     pub fn connector(&self) -> Connector {
         connector(&[self.url()])
     }
 }
 
+/// Connects to these, with the usual limits.
 pub fn connector(endpoints: &[String]) -> Connector {
     Connector::new(ConnectOptions { endpoints: endpoints.to_vec(), ..ConnectOptions::default() }).unwrap()
 }
@@ -173,11 +182,13 @@ pub async fn get(client: &Client, key: &str) -> Option<(String, i64)> {
     Some((kv.value_str().unwrap().to_owned(), kv.lease()))
 }
 
+/// Waits until a key has this value.
 pub async fn value_is(client: &Client, key: &str, value: &str) {
     eventually(&format!("{key} is {value}"), || async { get(client, key).await.filter(|(found, _)| found == value) })
         .await;
 }
 
+/// Waits until a registration stands as wanted.
 pub async fn state_is(handle: &RegistrationHandle, wanted: impl Fn(&RegistrationState) -> bool) {
     let mut state = handle.state();
     let reached = tokio::time::timeout(PATIENCE, state.wait_for(wanted)).await;
@@ -186,6 +197,7 @@ pub async fn state_is(handle: &RegistrationHandle, wanted: impl Fn(&Registration
     }
 }
 
+/// Waits until etcd has confirmed a registration.
 pub async fn registered(handle: &RegistrationHandle) {
     state_is(handle, |state| *state == RegistrationState::Registered).await;
 }
@@ -193,16 +205,21 @@ pub async fn registered(handle: &RegistrationHandle) {
 /// What a consumer of a mirror holds.
 pub struct Copy {
     events: mpsc::Receiver<MirrorEvent>,
+    /// Values by key.
     pub keys: BTreeMap<String, Vec<u8>>,
+    /// Why each full state came.
     pub reasons: Vec<ResyncReason>,
+    /// How many changes came.
     pub changes: usize,
 }
 
 impl Copy {
+    /// Holds nothing yet.
     pub fn new(events: mpsc::Receiver<MirrorEvent>) -> Self {
         Self { events, keys: BTreeMap::new(), reasons: Vec::new(), changes: 0 }
     }
 
+    /// Takes events in until this is reached.
     pub async fn until(&mut self, what: &str, reached: impl Fn(&Self) -> bool) {
         let ends = tokio::time::Instant::now() + PATIENCE;
         while !reached(self) {
@@ -227,6 +244,7 @@ impl Copy {
         }
     }
 
+    /// Takes events in until a key has this value, or is absent.
     pub async fn until_value(&mut self, key: &str, value: Option<&str>) {
         self.until(&format!("{key} is {value:?}"), |copy| {
             copy.keys.get(key).map(Vec::as_slice) == value.map(str::as_bytes)
@@ -238,6 +256,7 @@ impl Copy {
 /// What the proxy does with bytes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Mode {
+    /// Passes them on.
     Forward,
     /// Takes them and forgets them: a half-open connection.
     Swallow,
@@ -249,12 +268,14 @@ pub enum Mode {
 
 /// A TCP proxy.
 pub struct Proxy {
+    /// Where it listens.
     pub address: SocketAddr,
     mode: watch::Sender<Mode>,
     tasks: JoinSet<()>,
 }
 
 impl Proxy {
+    /// One that passes everything on.
     pub async fn start(target: SocketAddr) -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -278,10 +299,12 @@ impl Proxy {
         Self { address, mode, tasks }
     }
 
+    /// As an endpoint.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
+    /// Does this with bytes from now on.
     pub fn set(&self, mode: Mode) {
         self.mode.send_replace(mode);
     }
