@@ -4,25 +4,29 @@
 //! A leadership is a lock whose key carries a value; see [`crate::lock`] for what is promised about keeping and losing
 //! it.
 //!
-//! ```no_run
-//! # use std::time::Duration;
-//! # use waypost_registry::{Connector, ConnectOptions, Election};
+//! ```
+//! # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let etcd = waypost_registry_testing::Etcd::start().await;
+//! # let endpoint = etcd.url();
+//! use std::time::Duration;
+//! use waypost_registry::{ConnectOptions, Connector, Election};
 //! # async fn lead() {}
-//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-//! let connector = Connector::new(ConnectOptions::default())?;
+//!
+//! let connector = Connector::new(ConnectOptions::new([endpoint]))?;
 //! let election = Election::new(connector, "scheduler", Duration::from_secs(10))?;
-//! let leadership = election.campaign("10.0.0.5:7000", Duration::MAX).await?;
+//! let leadership = election.campaign("10.0.0.5:7000", Duration::from_secs(30)).await?;
+//! assert!(leadership.am_leader());
+//!
+//! // Elsewhere: who leads? `next` also tells each later leader.
+//! let mut observer = election.observe();
+//! let leader = observer.next().await.ok_or("the runtime ends")?;
+//! assert_eq!(leader.value, b"10.0.0.5:7000");
+//!
 //! tokio::select! {
 //!     () = lead() => leadership.resign().await?,
 //!     cause = leadership.lost() => eprintln!("not the leader any more: {cause}"),
 //! }
-//! // Elsewhere: who leads?
-//! let mut observer = election.observe();
-//! while let Some(leader) = observer.next().await {
-//!     println!("{} leads", String::from_utf8_lossy(&leader.value));
-//! }
-//! # Ok(())
-//! # }
+//! # Ok(()) }
 //! ```
 
 use std::{
@@ -60,7 +64,7 @@ pub struct Leader {
     pub token: i64,
 }
 
-/// An election of a name.
+/// An election of a name; an example is on [the module's page](crate::election).
 #[derive(Clone, Debug)]
 pub struct Election {
     claims: Claims,

@@ -50,6 +50,27 @@ struct Lost {
 }
 
 /// Keeps nodes that vanish in a mass. One guard serves all services; each is judged by itself.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::time::{Duration, Instant};
+/// use waypost_catalog::{Node, ServiceName};
+/// use waypost_registry::{Guard, GuardOptions};
+///
+/// let mut guard = Guard::new(GuardOptions { grace: Duration::from_secs(30), ..GuardOptions::default() });
+/// let (web, now) = (ServiceName::new("web")?, Instant::now());
+/// let nodes = vec![Node::at("10.0.0.5:80".parse()?), Node::at("10.0.0.6:80".parse()?)];
+/// let whole = |address: &_| nodes.iter().find(|node| node.address == *address).cloned();
+/// assert_eq!(guard.apply(&web, nodes.clone(), now, whole).len(), 2);
+///
+/// // The service is emptied at once: its nodes are kept.
+/// assert_eq!(guard.apply(&web, vec![], now + Duration::from_secs(1), whole).len(), 2);
+/// // After the grace they go, unless they came back.
+/// let later = now + Duration::from_secs(32);
+/// assert_eq!(guard.expire(later), [web.clone()]);
+/// assert_eq!(guard.apply(&web, vec![], later, whole).len(), 0);
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct Guard {
     options: GuardOptions,

@@ -30,6 +30,31 @@ struct Known {
 }
 
 /// The nodes under one watched prefix.
+///
+/// ```
+/// # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let etcd = waypost_registry_testing::Etcd::start().await;
+/// # let endpoint = etcd.url();
+/// use waypost_catalog::{Protocol, ServiceName};
+/// use waypost_registry::{Addresses, ConnectOptions, Connector, Format, Mirror, MirrorOptions, View};
+///
+/// let connector = Connector::new(ConnectOptions::new([endpoint]))?;
+/// let mut client = connector.connect().await?;
+/// client.put("/apps/web/1", "10.0.0.5:8080", None).await?;
+///
+/// let (mirror, mut events) = Mirror::start(connector, MirrorOptions::new("/apps/"));
+/// let mut view = View::new("/apps/", Format::EndpointValue, Protocol::Http1);
+/// let touched = view.apply(&events.recv().await.ok_or("the mirror ends")?);
+/// let web = ServiceName::new("web")?;
+/// assert!(touched.contains(&web));
+///
+/// // A value that cannot be read takes nothing away.
+/// client.put("/apps/web/1", "nonsense", None).await?;
+/// view.apply(&events.recv().await.ok_or("the mirror ends")?);
+/// assert_eq!(view.nodes(&web, &Addresses::default())[0].address, "10.0.0.5:8080".parse()?);
+/// assert_eq!(view.undecodable_total(), 1);
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct View {
     prefix: String,

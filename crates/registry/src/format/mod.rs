@@ -32,7 +32,27 @@ pub const MAX_VALUE_BYTES: usize = waypost_catalog::wire::limits::NODE_BYTES;
 /// The same of a value that holds all nodes of a service: etcd itself takes no more, unless it is told to.
 const MAX_SHARED_BYTES: usize = 2 * 1024 * 1024;
 
-/// A way to keep nodes in etcd.
+/// A way to keep nodes in etcd. Its name is read and printed as in the configuration: `waypost`, `go-zero`.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use waypost_catalog::{Node, Protocol, ServiceName};
+/// use waypost_registry::{Format, format::Timestamps};
+///
+/// let format: Format = "kitex".parse()?;
+/// let value = br#"{"network":"tcp","address":"10.0.0.5:8888","weight":20}"#;
+/// let key = "kitex/registry-etcd/orders/10.0.0.5:8888";
+/// let (service, nodes) = format.decode("kitex/registry-etcd/", key, value, Protocol::Http1)?;
+/// assert_eq!((service.as_str(), nodes.len()), ("orders", 1));
+///
+/// // What is to be registered, as that framework would write it.
+/// let node = Node { weight: 20, ..Node::at("10.0.0.5:8888".parse()?) };
+/// let now = std::time::SystemTime::now();
+/// let times = Timestamps { registered_at: now, updated_at: now };
+/// let (key, value) = Format::GoZero.encode("", &ServiceName::new("orders")?, "1", &node, times)?;
+/// assert_eq!((&*key, &*value), ("orders/1", &b"10.0.0.5:8888"[..]));
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Format {
     /// `<root>/<service>/<instance>`, JSON.

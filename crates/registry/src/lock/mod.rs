@@ -8,21 +8,28 @@
 //! * [`Held::transaction`] writes to etcd only while the lock is held.
 //! * [`Held::fencing_token`] is larger for each later holder: whoever is written to can refuse what carries an older one.
 //!
-//! ```no_run
-//! # use std::time::Duration;
-//! # use waypost_registry::{Connector, ConnectOptions, Lock, etcd_client::{Txn, TxnOp}};
+//! ```
+//! # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let etcd = waypost_registry_testing::Etcd::start().await;
+//! # let endpoint = etcd.url();
+//! use std::time::Duration;
+//! use waypost_registry::{ConnectOptions, Connector, Lock, etcd_client::{Txn, TxnOp}};
 //! # async fn work(token: i64) {}
-//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-//! let lock = Lock::new(Connector::new(ConnectOptions::default())?, "jobs/nightly", Duration::from_secs(10))?;
+//!
+//! let connector = Connector::new(ConnectOptions::new([endpoint]))?;
+//! let lock = Lock::new(connector, "jobs/nightly", Duration::from_secs(10))?;
 //! let held = lock.acquire(Duration::from_secs(30)).await?;
 //! tokio::select! {
 //!     () = work(held.fencing_token()) => {}
 //!     cause = held.lost() => eprintln!("stopped in the middle: {cause}"),
 //! }
+//! // Written only if the lock is still held.
 //! held.transaction(Txn::new().and_then([TxnOp::put("jobs/last", "done", None)])).await?;
 //! held.release().await?;
-//! # Ok(())
-//! # }
+//!
+//! let free = lock.try_acquire(Duration::from_secs(5)).await?;
+//! assert!(free.is_some());
+//! # Ok(()) }
 //! ```
 
 mod claim;
@@ -39,7 +46,7 @@ pub use self::{
 };
 use crate::connection::Connector;
 
-/// A lock of a name. Each acquisition has its own lease and key, so one `Lock` can be shared by tasks that exclude each
+/// A lock of a name; an example is on [the module's page](crate::lock). Each acquisition has its own lease and key, so one `Lock` can be shared by tasks that exclude each
 /// other.
 #[derive(Clone, Debug)]
 pub struct Lock {

@@ -210,7 +210,27 @@ pub struct MirrorStatus {
     pub cause: Option<String>,
 }
 
-/// Keeps a copy of a prefix in step with etcd, for ever.
+/// Keeps a copy of a prefix in step with etcd, for ever. One watch a mirror: to share one among many users, take a
+/// [`crate::Registry`].
+///
+/// ```
+/// # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let etcd = waypost_registry_testing::Etcd::start().await;
+/// # let endpoint = etcd.url();
+/// use waypost_registry::{ConnectOptions, Connector, KeyChange, Mirror, MirrorEvent, MirrorOptions};
+///
+/// let connector = Connector::new(ConnectOptions::new([endpoint]))?;
+/// let (mirror, mut events) = Mirror::start(connector.clone(), MirrorOptions::new("/jobs/"));
+/// // The full state first, and again whenever there is doubt.
+/// let Some(MirrorEvent::Synced { entries, .. }) = events.recv().await else { return Err("no full state".into()) };
+/// assert!(entries.is_empty());
+///
+/// connector.connect().await?.put("/jobs/1", "print", None).await?;
+/// let Some(MirrorEvent::Changed { changes, .. }) = events.recv().await else { return Err("no change".into()) };
+/// assert!(matches!(&changes[..], [KeyChange::Put(entry)] if entry.key == "/jobs/1" && entry.value == b"print"));
+/// mirror.shutdown().await;
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct Mirror {
     status: watch::Receiver<MirrorStatus>,

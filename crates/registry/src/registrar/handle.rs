@@ -12,6 +12,25 @@ use super::{
 use crate::lease_machine::Id;
 
 /// One registration. Dropping it changes nothing: the key stays looked after.
+///
+/// ```
+/// # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let etcd = waypost_registry_testing::Etcd::start().await;
+/// # let endpoint = etcd.url();
+/// use waypost_registry::{ConnectOptions, Connector, Registrar, RegistrarOptions, Registration, RegistrationState};
+///
+/// let connector = Connector::new(ConnectOptions::new([endpoint]))?;
+/// let registrar = Registrar::start(connector, RegistrarOptions::default());
+/// let handle = registrar.register(Registration::json("/apps/orders/1", &["10.0.0.5:8080"])?);
+/// // How it stands, now and whenever that changes.
+/// let mut state = handle.state();
+/// state.wait_for(|state| *state == RegistrationState::Registered).await?;
+///
+/// handle.update_json(&["10.0.0.5:8080", "10.0.0.5:8081"])?;
+/// handle.settled().await?;
+/// handle.deregister().await?;
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct RegistrationHandle {
     pub(super) id: Id,

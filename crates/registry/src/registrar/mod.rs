@@ -58,7 +58,7 @@ pub struct RegistrarStats {
     pub last_error: Option<String>,
 }
 
-/// What becomes of the keys at the end.
+/// What becomes of the keys at the end of [`Registrar::shutdown`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shutdown {
     /// They are deleted, with the lease.
@@ -68,6 +68,36 @@ pub enum Shutdown {
 }
 
 /// Looks after keys: one lease, one task.
+///
+/// ```
+/// # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let etcd = waypost_registry_testing::Etcd::start().await;
+/// # let endpoint = etcd.url();
+/// use std::time::Duration;
+/// use waypost_registry::{
+///     ConnectOptions, Connector, KeyFields, KeyTemplate, Registrar, RegistrarOptions, Registration, Shutdown,
+/// };
+///
+/// let connector = Connector::new(ConnectOptions::new([endpoint]))?;
+/// // The keys outlast a crash of this process by `ttl`, 5 s here.
+/// let registrar = Registrar::start(connector, RegistrarOptions::default());
+///
+/// let template: KeyTemplate = "/apps/{service}/{ip}:{port}".parse()?;
+/// let key = template.fill(&KeyFields::local().service("orders").ip("10.0.0.5".parse()?).port(8080))?;
+/// let handle = registrar.register(Registration::new(key, r#"{"weight":1}"#));
+/// let key = handle.registered(Duration::from_secs(10)).await?;
+/// assert_eq!(key, "/apps/orders/10.0.0.5:8080");
+///
+/// // Put at once, under the same lease. Whatever becomes of etcd, the newest value comes back.
+/// handle.update(r#"{"weight":2}"#);
+///
+/// // A name of its own, out of etcd's revision.
+/// let member = registrar.register(Registration::numbered("/members", "10.0.0.5"));
+/// assert!(member.registered(Duration::from_secs(10)).await?.starts_with("/members/0000"));
+///
+/// registrar.shutdown(Shutdown::Deregister).await;
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct Registrar {
     commands: mpsc::UnboundedSender<Command>,

@@ -22,6 +22,23 @@ pub(crate) enum Place {
 ///
 /// A process that crashed leaves its keys until their lease ends. Started again, it finds them held by somebody else,
 /// unless it adopts that lease ([`super::RegistrarOptions::adopt`]).
+///
+/// ```
+/// # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let etcd = waypost_registry_testing::Etcd::start().await;
+/// # let endpoint = etcd.url();
+/// use std::time::Duration;
+/// use waypost_registry::{ConnectOptions, Connector, IfHeld, Registrar, RegistrarOptions, Registration};
+///
+/// let connector = Connector::new(ConnectOptions::new([endpoint]))?;
+/// connector.connect().await?.put("/leader-of-shard/7", "somebody else", None).await?;
+///
+/// let registrar = Registrar::start(connector, RegistrarOptions::default());
+/// let handle = registrar.register(Registration::new("/leader-of-shard/7", "me").if_held(IfHeld::Fail));
+/// let error = handle.registered(Duration::from_secs(10)).await.unwrap_err().to_string();
+/// assert!(error.starts_with("somebody else holds key /leader-of-shard/7"), "{error}");
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum IfHeld {
     /// Take it from them. For keys that can only be meant for this instance: what is there is an earlier run's.
