@@ -2,9 +2,10 @@
 
 use std::{fmt::Write as _, path::Path};
 
+use hyper::Method;
 use serde_json::{Value, json};
 
-use crate::config::{Check, CheckKind, Config, ConfigError, Probe, format_duration};
+use crate::config::{Check, CheckKind, Config, ConfigError, GrpcProbe, HttpProbe, Probe, Probing, format_duration};
 
 /// The configuration in a few aligned lines.
 pub(super) fn summary(file: &Path, config: &Config) -> String {
@@ -67,13 +68,28 @@ pub(super) fn summary(file: &Path, config: &Config) -> String {
 fn describe(check: &Check) -> String {
     match &check.kind {
         CheckKind::Reported { ttl } => format!("ttl {}", format_duration(*ttl)),
-        CheckKind::Asked(probing) => {
-            let probe = match &probing.probe {
-                Probe::Http { path } => format!("http {path}"),
-                Probe::Tcp => "tcp".to_owned(),
-            };
-            format!("{probe} every {}", format_duration(probing.interval))
+        CheckKind::Asked(Probing { probe, interval, .. }) => {
+            format!("{} every {}", describe_probe(probe), format_duration(*interval))
         }
+    }
+}
+
+fn describe_probe(probe: &Probe) -> String {
+    let at = |port: &Option<u16>| port.map(|port| format!(" at port {port}")).unwrap_or_default();
+    match probe {
+        Probe::Http(probe) => {
+            let HttpProbe { port, tls, method, path, .. } = &**probe;
+            let scheme = if tls.is_some() { "https" } else { "http" };
+            let method = if *method == Method::GET { String::new() } else { format!("{method} ") };
+            format!("{scheme} {method}{path}{}", at(port))
+        }
+        Probe::Tcp { port } => format!("tcp{}", at(port)),
+        Probe::Grpc(GrpcProbe { port, tls, service }) => {
+            let over = if tls.is_some() { " over TLS" } else { "" };
+            let service = if service.is_empty() { String::new() } else { format!(" {service}") };
+            format!("grpc{service}{over}{}", at(port))
+        }
+        Probe::Exec { command } => format!("exec {}", command.join(" ")),
     }
 }
 
@@ -158,6 +174,23 @@ orders   host-a-8080  auto     8080  1       http /up every 2s  /waypost/service
 db       host-a-5432  auto     5432  10      none               /waypost/services/ (waypost)
 ";
         assert_eq!(summary(Path::new("agent.toml"), &config), expected);
+    }
+
+    #[test]
+    fn each_check_is_told_in_a_few_words() {
+        for (keys, told) in [
+            ("type = \"http\", method = \"HEAD\", port = 81", "http HEAD / at port 81 every 2s"),
+            ("type = \"http\", path = \"/up\", tls = true, verify = false", "https /up every 2s"),
+            ("type = \"tcp\", interval = \"500ms\"", "tcp every 500ms"),
+            ("type = \"grpc\", service = \"shop.Orders\"", "grpc shop.Orders every 2s"),
+            ("type = \"grpc\", tls = true, verify = false", "grpc over TLS every 2s"),
+            ("type = \"exec\", command = [\"/bin/check\", \"-v\"]", "exec /bin/check -v every 2s"),
+            ("type = \"ttl\", ttl = \"10s\"", "ttl 10s"),
+        ] {
+            let text = TEXT.replace("type = \"http\", path = \"/up\"", keys);
+            let service = config::parse("agent.toml", &text, "host-a").unwrap().services.remove(0);
+            assert_eq!(describe(&service.check.unwrap()), told);
+        }
     }
 
     #[test]

@@ -1,8 +1,9 @@
-//! A service's check: which types there are, and which keys go with which.
+//! A service's check: which types there are, which keys go with which, and when it decides what.
 
 use std::time::Duration;
 
 use super::{
+    probe::{Probe, probe},
     reader::Section,
     values::{self, MS, SECOND},
 };
@@ -45,18 +46,6 @@ pub struct Probing {
     pub timeout: Duration,
 }
 
-/// What is asked.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Probe {
-    /// Whether a `GET` of this path answers with a status of 200 to 399.
-    Http {
-        /// The path, beginning with `/`.
-        path: String,
-    },
-    /// Whether the port accepts a connection.
-    Tcp,
-}
-
 /// What a service is that is new in the registry, until its check has decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Initial {
@@ -79,11 +68,29 @@ impl Check {
     }
 }
 
-const TYPES: [&str; 3] = ["http", "tcp", "ttl"];
-const ASKED: &[&str] = &["http", "tcp"];
+const TYPES: [&str; 5] = ["http", "tcp", "grpc", "exec", "ttl"];
+const ASKED: &[&str] = &["http", "tcp", "grpc", "exec"];
+const TLS: &[&str] = &["http", "grpc"];
 /// The keys that not every type has.
-const KEYS: [(&str, &[&str]); 5] =
-    [("interval", ASKED), ("jitter", ASKED), ("timeout", ASKED), ("path", &["http"]), ("ttl", &["ttl"])];
+const KEYS: [(&str, &[&str]); 17] = [
+    ("interval", ASKED),
+    ("jitter", ASKED),
+    ("timeout", ASKED),
+    ("port", &["http", "tcp", "grpc"]),
+    ("tls", TLS),
+    ("ca_file", TLS),
+    ("server_name", TLS),
+    ("verify", TLS),
+    ("method", &["http"]),
+    ("path", &["http"]),
+    ("headers", &["http"]),
+    ("expect_status", &["http"]),
+    ("expect_body", &["http"]),
+    ("expect_pattern", &["http"]),
+    ("service", &["grpc"]),
+    ("command", &["exec"]),
+    ("ttl", &["ttl"]),
+];
 
 /// `"a", "b" and "c"`.
 fn names(types: &[&str], conjunction: &str) -> String {
@@ -145,11 +152,157 @@ fn probing(section: &Section<'_>, kind: Option<&str>) -> Option<Probing> {
             );
         }
     }
-    let path = section.get("path", values::request_path);
-    let probe = match kind? {
-        "http" => Probe::Http { path: path.unwrap_or_else(|| "/".to_owned()) },
-        _ => Probe::Tcp,
-    };
+    let probe = probe(section, kind)?;
     let timeout = timeout.unwrap_or_else(|| SECOND.min(interval));
     Some(Probing { probe, interval, jitter: jitter.unwrap_or(interval / 10), timeout })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{CheckTls, ExpectedBody, GrpcProbe, Verify, parse};
+
+    fn text(keys: &str) -> String {
+        let keys = keys.replace("; ", "\n");
+        format!(
+            "[etcd]\nendpoints = [\"http://127.0.0.1:1\"]\n[[service]]\nname = \"a\"\nport = 80\n[service.check]\n{keys}\n"
+        )
+    }
+
+    #[track_caller]
+    fn check(keys: &str) -> Check {
+        parse("agent.toml", &text(keys), "host-a").unwrap().services.remove(0).check.unwrap()
+    }
+
+    #[track_caller]
+    fn probe(keys: &str) -> Probe {
+        match check(keys).kind {
+            CheckKind::Asked(probing) => probing.probe,
+            kind => panic!("{kind:?}"),
+        }
+    }
+
+    /// What is wrong, without file and line.
+    #[track_caller]
+    fn problems(keys: &str) -> Vec<String> {
+        let invalid = parse("agent.toml", &text(keys), "host-a").unwrap_err();
+        let said = |message: &str| message.strip_prefix("service.check.").unwrap_or(message).to_owned();
+        invalid.problems.iter().map(|problem| said(&problem.message)).collect()
+    }
+
+    #[test]
+    fn each_type_takes_its_own_keys() {
+        let Probe::Http(http) = probe(
+            "type = \"http\"; method = \"HEAD\"; path = \"/up\"; headers = { Host = \"shop.example\", x-key = \"k\" }; \
+             expect_status = [204, \"300-308\"]; port = 8081",
+        ) else {
+            panic!()
+        };
+        assert_eq!((http.method.as_str(), &*http.path, http.port), ("HEAD", "/up", Some(8081)));
+        assert_eq!(
+            (http.host.unwrap().as_str(), http.headers["x-key"].as_bytes(), http.headers.len()),
+            ("shop.example", &b"k"[..], 1)
+        );
+        assert_eq!(http.expect_status, [204..=204, 300..=308]);
+        let tls = "tls = true; ca_file = \"/ca.pem\"; server_name = \"shop.example\"";
+        let grpc = probe(&format!("type = \"grpc\"; service = \"shop.Orders\"; {tls}"));
+        let server_name = Some("shop.example".try_into().unwrap());
+        let tls = Some(CheckTls { verify: Verify::Authority("/ca.pem".into()), server_name });
+        assert_eq!(grpc, Probe::Grpc(GrpcProbe { port: None, tls, service: "shop.Orders".into() }));
+        let exec = probe("type = \"exec\"; command = [\"/bin/true\", \"a b\"]");
+        assert_eq!(exec, Probe::Exec { command: vec!["/bin/true".into(), "a b".into()] });
+        assert_eq!(probe("type = \"tcp\"; port = 81"), Probe::Tcp { port: Some(81) });
+        let ttl = check("type = \"ttl\"; ttl = \"10s\"; initial = \"passing\"");
+        let kind = CheckKind::Reported { ttl: 10 * SECOND };
+        assert_eq!(ttl, Check { kind, initial: Initial::Passing, rise: 1, fall: 1 });
+        assert_eq!(ttl.time_to_fail(), 10 * SECOND);
+    }
+
+    #[test]
+    fn the_body_is_a_part_or_a_pattern() {
+        let body = |keys: &str| match probe(keys) {
+            Probe::Http(http) => http.expect_body,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(body("type = \"http\"; expect_body = \"ok\""), Some(ExpectedBody::Holding("ok".into())));
+        let Some(ExpectedBody::Matching(pattern)) = body("type = \"http\"; expect_pattern = '^o.$'") else { panic!() };
+        assert!(pattern.is_match("ok") && !pattern.is_match("not ok"));
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_with_what_can() {
+        for (keys, expected) in [
+            (
+                "type = \"icmp\"",
+                "type: \"icmp\" is no type of check: allowed are \"http\", \"tcp\", \"grpc\", \"exec\" and \"ttl\"",
+            ),
+            (
+                "type = \"exec\"",
+                "command: missing: write a program and its arguments, such as [\"/usr/lib/checks/disk\", \"--free\", \"10%\"]",
+            ),
+            (
+                "type = \"exec\"; command = [\"\"]",
+                "command: names no program: write a program and its arguments, such as [\"/usr/lib/checks/disk\", \"--free\", \"10%\"]",
+            ),
+            (
+                "type = \"exec\"; command = \"true\"",
+                "command: expected an array, such as [\"a\", \"b\"], found the text \"true\"",
+            ),
+            ("type = \"tcp\"; command = [\"true\"]", "command: is for checks of type \"exec\""),
+            ("type = \"tcp\"; tls = true", "tls: is for checks of type \"http\" and \"grpc\""),
+            (
+                "type = \"tcp\"; jitter = \"3s\"",
+                "jitter: 3s is longer than the interval of 2s: the two may be equal at most",
+            ),
+            (
+                "type = \"http\"; tls = true",
+                "ca_file: missing: write the certificate of the authority to trust, or verify = false to trust any",
+            ),
+            (
+                "type = \"http\"; tls = true; verify = false; ca_file = \"/ca\"",
+                "ca_file: beside verify = false, which trusts any certificate: write one of the two",
+            ),
+            ("type = \"grpc\"; server_name = \"a\"", "server_name: is for TLS: write tls = true, or leave it out"),
+            (
+                "type = \"grpc\"; tls = true; verify = false; server_name = \"a b\"",
+                "server_name: \"a b\" is neither a host's name nor an IP address",
+            ),
+            (
+                "type = \"http\"; method = \"get\"",
+                "method: \"get\" is no method: write one in capitals, such as \"GET\" or \"HEAD\"",
+            ),
+            (
+                "type = \"http\"; method = \"HEAD\"; expect_body = \"ok\"",
+                "method: \"HEAD\" is answered without a body, of which something is expected",
+            ),
+            ("type = \"http\"; expect_status = []", "expect_status: is empty: no answer could pass"),
+            (
+                "type = \"http\"; expect_status = [\"299-200\"]",
+                "expect_status: expected a status from 100 to 599, such as 200, or a range of them, such as \"200-299\", found the text \"299-200\"",
+            ),
+            (
+                "type = \"http\"; expect_status = [99]",
+                "expect_status: expected a status from 100 to 599, such as 200, or a range of them, such as \"200-299\", found the number 99",
+            ),
+            (
+                "type = \"http\"; expect_pattern = \"(\"",
+                "expect_pattern: \"(\" is no regular expression: error: unclosed group",
+            ),
+            (
+                "type = \"http\"; expect_pattern = \"a\"; expect_body = \"a\"",
+                "expect_pattern: beside expect_body: write one of the two",
+            ),
+            (
+                "type = \"http\"; headers = { \"a b\" = \"c\" }",
+                "headers: \"a b\" is no header's name: write one such as \"x-api-key\"",
+            ),
+            (
+                "type = \"http\"; headers = { host = \"a b\" }",
+                "headers: host: \"a b\" is no host, such as \"shop.example\" or \"shop.example:8080\"",
+            ),
+            ("type = \"ttl\"; ttl = \"100ms\"", "ttl: \"100ms\" is out of range: allowed is 1s to 1440m"),
+        ] {
+            assert_eq!(problems(keys), [expected], "{keys}");
+        }
+    }
 }

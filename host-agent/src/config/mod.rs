@@ -4,6 +4,7 @@
 
 mod check;
 mod json;
+mod probe;
 mod reader;
 mod report;
 mod sections;
@@ -24,8 +25,9 @@ use waypost_registry::format::Format;
 
 use self::reader::{Problems, Section};
 pub use self::{
-    check::{Check, CheckKind, Initial, Probe, Probing},
+    check::{Check, CheckKind, Initial, Probing},
     json::{Misplaced, service_from_json},
+    probe::{CheckTls, ExpectedBody, GrpcProbe, HttpProbe, Pattern, Probe, Verify},
     report::{ConfigError, Invalid, Problem},
     service::Service,
     values::{format_duration, parse_duration},

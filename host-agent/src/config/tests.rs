@@ -55,8 +55,11 @@ fn a_service_needs_a_name_and_a_port_only() {
     assert_eq!((service.format, service.ttl), (Format::Waypost, Duration::from_secs(5)));
     let check = service.check.as_ref().unwrap();
     let seconds = Duration::from_secs;
-    let (probe, jitter) = (Probe::Http { path: "/".into() }, Duration::from_millis(200));
-    assert_eq!(check.kind, CheckKind::Asked(Probing { probe, interval: seconds(2), jitter, timeout: seconds(1) }));
+    let CheckKind::Asked(Probing { probe, interval, jitter, timeout }) = &check.kind else { panic!("{check:?}") };
+    assert_eq!((*interval, *jitter, *timeout), (seconds(2), seconds(2) / 10, seconds(1)));
+    let Probe::Http(probe) = probe else { panic!("{probe:?}") };
+    assert_eq!((probe.method.as_str(), &*probe.path, &probe.expect_status[..]), ("GET", "/", &[200..=399][..]));
+    assert_eq!((&probe.port, &probe.tls, &probe.host, &probe.expect_body), (&None, &None, &None, &None));
     assert_eq!((check.initial, check.rise, check.fall), (Initial::Critical, 2, 3));
 }
 
@@ -64,7 +67,7 @@ fn a_service_needs_a_name_and_a_port_only() {
 fn the_example_file_is_right_and_shows_every_key() {
     let text = include_str!("../../agent.example.toml");
     let config = config(text);
-    assert_eq!(config.services.len(), 3);
+    assert_eq!(config.services.len(), 5);
     assert_eq!(config.watches.len(), 2);
     // What the example leaves commented out is right as well.
     let uncommented: String =
@@ -257,7 +260,7 @@ fn service_settings_that_contradict_each_other_are_refused() {
         &format!("{service}check = {{ type = \"ttl\", interval = \"1s\", initial = \"up\" }}"),
         &[
             "agent.toml:4:9: service.check.ttl: missing: write how long a report counts, such as \"10s\"",
-            "agent.toml:4:36: service.check.interval: is for checks of type \"http\" and \"tcp\"",
+            "agent.toml:4:36: service.check.interval: is for checks of type \"http\", \"tcp\", \"grpc\" and \"exec\"",
             "agent.toml:4:52: service.check.initial: \"up\" is no status: allowed are \"undecided\", \"passing\" and \"critical\"",
         ],
     );
