@@ -40,7 +40,10 @@ pub use election::{Election, Leader, Leadership, Observer};
 pub use etcd_client;
 pub use format::Format;
 pub use guard::{Guard, GuardOptions};
-pub use hub::{HubError, HubOptions, KeyEvent, Keys, Registry, Restart, Subscription};
+pub use hub::{
+    ConfigError, ConfigMap, ConfigWatch, Discovery, HubError, HubOptions, KeyEvent, Keys, NodeEvent, NodeEvents, Nodes,
+    Registry, Restart, Setting, Subscription,
+};
 pub use key_template::{KeyFields, KeyTemplate};
 pub use lock::{Held, Lock, LockError, LostCause};
 pub use mirror::{KeyChange, KeyValue, Mirror, MirrorEvent, MirrorOptions, MirrorStatus, ResyncReason};
@@ -50,3 +53,5 @@ pub use registrar::{
 };
 pub use resolve::{Addresses, Resolution, Resolver, SystemLookup};
 pub use view::View;
+pub use waypost_balance::Strategy;
+pub use waypost_catalog as catalog;

@@ -3,23 +3,8 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use etcd_client::{PutOptions, Txn, TxnOp};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use waypost_registry::{HubError, HubOptions, KeyEvent, KeyValue, Keys, Registry, Restart, ResyncReason, Subscription};
 use waypost_registry_testing::{Etcd, PATIENCE, connector, eventually};
-
-/// How many watchers etcd says it has.
-async fn watchers(etcd: &Etcd) -> u64 {
-    let mut stream = tokio::net::TcpStream::connect(etcd.address()).await.unwrap();
-    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await.unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).await.unwrap();
-    let line = text.lines().find(|line| line.starts_with("etcd_debugging_mvcc_watcher_total "));
-    line.unwrap().rsplit(' ').next().unwrap().parse().unwrap()
-}
-
-async fn watchers_are(etcd: &Etcd, count: u64) {
-    eventually(&format!("{count} watchers"), || async { (watchers(etcd).await == count).then_some(()) }).await;
-}
 
 async fn synced(keys: &Keys) {
     keys.ready(PATIENCE).await.unwrap();
@@ -71,28 +56,28 @@ async fn a_prefix_is_watched_once_however_many_use_it_and_no_longer_than_the_las
     let others: Vec<_> = (0..20).map(|_| registry.clone().keys("/k/").unwrap()).collect();
     synced(&first).await;
     synced(&others[7]).await;
-    assert_eq!(watchers(&etcd).await, 1);
+    assert_eq!(etcd.watchers().await, 1);
     let single = registry.key("/k/").unwrap();
     synced(&single).await;
-    assert_eq!(watchers(&etcd).await, 2, "a key is not the prefix that it is called like");
+    assert_eq!(etcd.watchers().await, 2, "a key is not the prefix that it is called like");
     single.close().await;
-    watchers_are(&etcd, 1).await;
+    etcd.has_watchers(1).await;
 
     let mut events = first.subscribe();
     drop((first, others));
     etcd.client().await.put("/k/a", "1", None).await.unwrap();
     while next(&mut events).await.revision() < 2 {}
-    assert_eq!((events.keys().names(), watchers(&etcd).await), (vec!["a".into()], 1));
+    assert_eq!((events.keys().names(), etcd.watchers().await), (vec!["a".into()], 1));
     drop(events);
-    watchers_are(&etcd, 0).await;
+    etcd.has_watchers(0).await;
 
     // Users who come and go without a pause never make two.
     for _ in 0..20 {
         let keys = registry.keys("/k/").unwrap();
         synced(&keys).await;
-        assert!(watchers(&etcd).await <= 1);
+        assert!(etcd.watchers().await <= 1);
     }
-    watchers_are(&etcd, 0).await;
+    etcd.has_watchers(0).await;
 }
 
 #[tokio::test]
@@ -276,7 +261,7 @@ async fn after_the_shutdown_nothing_is_watched_and_what_was_known_can_be_read() 
     assert_eq!(events.next().await, None);
     assert_eq!(keys.value("a"), Some(b"1".to_vec()));
     assert_eq!(other.keys("/k/").err(), Some(HubError::Closed));
-    watchers_are(&etcd, 0).await;
+    etcd.has_watchers(0).await;
 }
 
 #[tokio::test]

@@ -18,25 +18,37 @@ use crate::mirror::{KeyValue, MirrorStatus};
 /// A key's *name* is what stands behind the prefix; that of a single key ([`Registry::key`](super::Registry::key)) is
 /// the key itself.
 ///
-/// ```no_run
-/// # use std::time::Duration;
-/// # use waypost_registry::{Connector, ConnectOptions, KeyEvent, Registry};
-/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-/// let registry = Registry::new(Connector::new(ConnectOptions::default())?);
+/// ```
+/// # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let etcd = waypost_registry_testing::Etcd::start().await;
+/// # let mut client = etcd.client().await;
+/// # client.put("/workers/b", "1", None).await?;
+/// # client.put("/workers/a", "1", None).await?;
+/// # let registry = waypost_registry::Registry::new(etcd.connector());
+/// use std::time::Duration;
+/// use waypost_registry::KeyEvent;
+///
 /// let workers = registry.keys("/workers/")?;
 /// workers.ready(Duration::from_secs(5)).await?;
-/// println!("{:?}, led by {:?}", workers.names(), workers.leader());
+/// assert_eq!(workers.names(), ["a", "b"]);
+/// let leader = workers.leader().expect("there are workers");
+/// assert_eq!(workers.name_of(&leader), "b", "it was there first");
+///
 /// let mut events = workers.subscribe();
+/// # client.put("/workers/a", "2", None).await?;
+/// # client.delete("/workers/b", None).await?;
 /// while let Some(event) = events.next().await {
 ///     match event {
-///         KeyEvent::Added(new) => println!("{} came", workers.name_of(&new)),
-///         KeyEvent::Changed { old, new } => println!("{}: {:?} became {:?}", new.key, old.value, new.value),
-///         KeyEvent::Removed { old, .. } => println!("{} went", workers.name_of(&old)),
 ///         KeyEvent::Resynchronised { reason, entries, .. } => println!("{reason}: these {} now", entries.len()),
+///         KeyEvent::Added(new) => println!("{} came", workers.name_of(&new)),
+///         KeyEvent::Changed { old, new } => assert!(old.value == b"1" && new.value == b"2"),
+///         KeyEvent::Removed { old, .. } => {
+///             println!("{} went", workers.name_of(&old));
+///             break;
+///         }
 ///     }
 /// }
-/// # Ok(())
-/// # }
+/// # Ok(()) }
 /// ```
 #[derive(Clone, Debug)]
 pub struct Keys {
@@ -48,6 +60,7 @@ pub struct Keys {
 pub(super) struct Shared {
     pub(super) scope: Scope,
     pub(super) feed: Arc<Feed<KeyState>>,
+    pub(super) queue: usize,
     pub(super) status: watch::Receiver<MirrorStatus>,
     /// Whether the first full state is there.
     pub(super) ready: watch::Receiver<bool>,
@@ -61,12 +74,22 @@ impl Keys {
         Self { shared }
     }
 
+    /// How many batches of events wait for slow subscribers.
+    pub(super) fn queue(&self) -> usize {
+        self.shared.queue
+    }
+
     /// Waits until the keys have been fetched. Before that there seem to be none.
     ///
     /// # Errors
     /// [`HubError::NotReady`] with the cause if that takes longer than `deadline`; [`HubError::Closed`].
     pub async fn ready(&self, deadline: Duration) -> Result<(), HubError> {
-        wait_ready(&self.shared.ready, &self.shared.status, &self.shared.scope, deadline).await
+        self.ready_as(&self.shared.ready, deadline).await
+    }
+
+    /// Waits until something that follows from the keys is ready, or says why it is not.
+    pub(super) async fn ready_as(&self, ready: &watch::Receiver<bool>, deadline: Duration) -> Result<(), HubError> {
+        wait_ready(ready, &self.shared.status, self.prefix(), deadline).await
     }
 
     /// Every key, in order.
@@ -180,7 +203,7 @@ impl Subscription {
 pub(super) async fn wait_ready(
     ready: &watch::Receiver<bool>,
     status: &watch::Receiver<MirrorStatus>,
-    scope: &Scope,
+    prefix: &str,
     deadline: Duration,
 ) -> Result<(), HubError> {
     let mut ready = ready.clone();
@@ -189,7 +212,7 @@ pub(super) async fn wait_ready(
         Ok(Err(_)) => Err(HubError::Closed),
         Err(_) => {
             let cause = status.borrow().cause.clone().unwrap_or_else(|| "etcd has not answered yet".into());
-            Err(HubError::NotReady { prefix: scope.text().into(), after: deadline, cause })
+            Err(HubError::NotReady { prefix: prefix.into(), after: deadline, cause })
         }
     }
 }

@@ -8,6 +8,8 @@
 //!
 //! However many users a prefix has, it is watched once, and no longer than the last of them lives.
 
+mod config;
+mod discovery;
 mod feed;
 mod key_state;
 mod keys;
@@ -15,27 +17,33 @@ mod keys;
 use std::{
     borrow::Cow,
     collections::HashMap,
+    fmt,
     sync::{Arc, Mutex, PoisonError, Weak},
     time::Duration,
 };
 
 use etcd_client::Client;
+use serde::de::DeserializeOwned;
 use tokio::{
     runtime::Handle,
     sync::{mpsc, watch},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use waypost_catalog::Protocol;
 
 use feed::Feed;
 use key_state::KeyState;
 use keys::Shared;
 
+pub use config::{ConfigError, ConfigMap, ConfigWatch, Setting};
+pub use discovery::{Discovery, NodeEvent, NodeEvents, Nodes};
 pub use feed::Restart;
 pub use key_state::KeyEvent;
 pub use keys::{Keys, Subscription};
 
 use crate::{
     connection::{ConnectError, Connector},
+    format::Format,
     mirror::{Mirror, MirrorEvent, MirrorOptions},
 };
 
@@ -64,6 +72,12 @@ pub enum HubError {
     /// There is nothing to run the watch on.
     #[error("no Tokio runtime runs here: call it from within one, such as a function under #[tokio::main]")]
     NoRuntime,
+    /// The prefix could be the beginning of other services' keys.
+    #[error("{prefix:?} is no prefix of services: it ends in /, such as \"/services/\"")]
+    Prefix {
+        /// As given.
+        prefix: String,
+    },
     /// Nothing was fetched in time.
     #[error("{prefix:?} was not fetched from etcd within {after:?}: {cause}")]
     NotReady {
@@ -118,19 +132,26 @@ impl Scope {
 /// Nothing is connected before something is asked for. Each prefix has a connection of its own, which goes to another
 /// endpoint after a failure, for ever.
 ///
-/// ```no_run
-/// # use std::time::Duration;
-/// # use waypost_registry::{Connector, ConnectOptions, Registry};
-/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-/// let registry = Registry::new(Connector::new(ConnectOptions::default())?);
-/// let settings = registry.key("/settings/level")?;
-/// settings.ready(Duration::from_secs(5)).await?;
-/// println!("{:?}", settings.value("/settings/level"));
+/// ```
+/// # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let etcd = waypost_registry_testing::Etcd::start().await;
+/// # let endpoint = etcd.url();
+/// use std::time::Duration;
+/// use waypost_registry::{ConnectOptions, Connector, Registry};
+///
+/// let registry = Registry::new(Connector::new(ConnectOptions::new([endpoint]))?);
 /// // What the hub has no word for goes by etcd's own client.
-/// registry.client().await?.put("/settings/level", "debug", None).await?;
+/// registry.client().await?.put("/workers/a", "10.0.0.1", None).await?;
+///
+/// let workers = registry.keys("/workers/")?;
+/// workers.ready(Duration::from_secs(5)).await?;
+/// assert_eq!(workers.names(), ["a"]);
+///
+/// // The same watch, however often it is asked for.
+/// let same = registry.keys("/workers/")?;
+/// assert_eq!(same.value("a"), Some(b"10.0.0.1".to_vec()));
 /// registry.shutdown().await;
-/// # Ok(())
-/// # }
+/// # Ok(()) }
 /// ```
 #[derive(Clone, Debug)]
 pub struct Registry {
@@ -194,6 +215,71 @@ impl Registry {
         self.watch(Scope::Key(key.into()))
     }
 
+    /// The services that are kept under `prefix` in this format. `protocol` is that of nodes which do not say.
+    ///
+    /// # Errors
+    /// [`HubError::Prefix`] if the prefix does not end in `/`, as only those of [`Format::Biregister`] need not; and
+    /// else as [`Self::keys`].
+    pub fn discover(&self, prefix: &str, format: Format, protocol: Protocol) -> Result<Discovery, HubError> {
+        if !prefix.ends_with('/') && format != Format::Biregister {
+            return Err(HubError::Prefix { prefix: prefix.into() });
+        }
+        Ok(Discovery::start(&self.keys(prefix)?, format, protocol, &self.inner.tasks))
+    }
+
+    /// The value of one key, read as JSON.
+    ///
+    /// # Errors
+    /// As [`Self::keys`].
+    pub fn config<T: DeserializeOwned + Send + Sync + 'static>(&self, key: &str) -> Result<ConfigWatch<T>, HubError> {
+        Ok(ConfigWatch::start(self.key(key)?, config::json(), &self.inner.tasks))
+    }
+
+    /// The value of one key, read by `decode`: TOML, numbers, or the bytes as they are.
+    ///
+    /// ```
+    /// # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let etcd = waypost_registry_testing::Etcd::start().await;
+    /// # let registry = waypost_registry::Registry::new(etcd.connector());
+    /// # etcd.client().await.put("/config/shop/level", "debug", None).await?;
+    /// # let deadline = std::time::Duration::from_secs(5);
+    /// let level = registry.config_with("/config/shop/level", |bytes| std::str::from_utf8(bytes).map(str::to_owned))?;
+    /// let bytes = registry.config_with("/config/shop/banner", |bytes| Ok::<_, String>(bytes.to_vec()))?;
+    /// level.ready(deadline).await?;
+    /// assert_eq!(level.value().unwrap().as_str(), "debug");
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Self::keys`].
+    pub fn config_with<T: Send + Sync + 'static, E: fmt::Display>(
+        &self,
+        key: &str,
+        decode: impl Fn(&[u8]) -> Result<T, E> + Send + Sync + 'static,
+    ) -> Result<ConfigWatch<T>, HubError> {
+        Ok(ConfigWatch::start(self.key(key)?, config::with(decode), &self.inner.tasks))
+    }
+
+    /// The values of all keys that begin with `prefix`, read as JSON.
+    ///
+    /// # Errors
+    /// As [`Self::keys`].
+    pub fn configs<T: DeserializeOwned + Send + Sync + 'static>(&self, prefix: &str) -> Result<ConfigMap<T>, HubError> {
+        Ok(ConfigMap::start(self.keys(prefix)?, config::json(), &self.inner.tasks))
+    }
+
+    /// The values of all keys that begin with `prefix`, read by `decode`; see [`Self::config_with`].
+    ///
+    /// # Errors
+    /// As [`Self::keys`].
+    pub fn configs_with<T: Send + Sync + 'static, E: fmt::Display>(
+        &self,
+        prefix: &str,
+        decode: impl Fn(&[u8]) -> Result<T, E> + Send + Sync + 'static,
+    ) -> Result<ConfigMap<T>, HubError> {
+        Ok(ConfigMap::start(self.keys(prefix)?, config::with(decode), &self.inner.tasks))
+    }
+
     /// Ends every watch, of all clones, and returns when they have ended. What was last known can still be read, and
     /// subscriptions end.
     pub async fn shutdown(self) {
@@ -231,6 +317,7 @@ impl Registry {
         let shared = Arc::new(Shared {
             scope: scope.clone(),
             feed: Arc::clone(&feed),
+            queue: self.inner.options.queue,
             status: mirror.status(),
             ready,
             ended: ended.clone(),

@@ -168,6 +168,22 @@ impl Etcd {
     pub fn connector(&self) -> Connector {
         connector(&[self.url()])
     }
+
+    /// How many watchers it says it has.
+    pub async fn watchers(&self) -> u64 {
+        let mut stream = TcpStream::connect(self.address()).await.unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await.unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        let line = text.lines().find(|line| line.starts_with("etcd_debugging_mvcc_watcher_total "));
+        line.unwrap().rsplit(' ').next().unwrap().parse().unwrap()
+    }
+
+    /// Waits until it has so many.
+    pub async fn has_watchers(&self, count: u64) {
+        let what = format!("{count} watchers");
+        eventually(&what, || async { (self.watchers().await == count).then_some(()) }).await;
+    }
 }
 
 /// Connects to these, with the usual limits.
