@@ -137,11 +137,13 @@ impl Agent {
         // What was adopted is pruned once these are decided: all that the previous run registered is named before.
         let heartbeats = registrations.heartbeats();
         let desk = Desk::open(registrations, &config.services, config.drain, state.registrations_path());
-        let api = Api::new(identity, sources.clone(), Office { desk: desk.handle(), heartbeats });
+        let office = Office { desk: desk.handle(), heartbeats };
+        let api = Api::new(identity, sources.clone(), office, connector.clone(), stop.clone());
         let options = ServerOptions { xds, api: api::router::router(api.clone()) };
         let servers = Servers {
             streams: tokio::spawn(server::run(socket, catalog, staleness, options, streams, stop.clone())),
             admin: tokio::spawn(admin::serve(listener, sources, stop.clone())),
+            api_work: tokio::spawn(api.clone().run()),
             api: api_listener
                 .map(|listener| tokio::spawn(tcp::serve(listener, api::router::guarded(api), stop.clone()))),
             stop,
@@ -261,6 +263,8 @@ fn mirror_settings(config: &Config) -> MirrorSettings {
 struct Servers {
     streams: JoinHandle<Result<(), ServerError>>,
     admin: JoinHandle<io::Result<()>>,
+    /// What the API does between requests.
+    api_work: JoinHandle<()>,
     /// On TCP.
     api: Option<JoinHandle<()>>,
     stop: CancellationToken,
@@ -290,6 +294,7 @@ impl Servers {
         if !self.admin.is_finished() {
             within("the admin server", self.admin).await;
         }
+        within("the API's work", self.api_work).await;
         if let Some(api) = self.api {
             within("the API's server", api).await;
         }

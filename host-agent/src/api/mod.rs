@@ -6,16 +6,23 @@
 //! * Everything else is one group of routes, or the pure part of one.
 
 mod catalog;
-pub mod extract;
+mod elections;
+mod events;
+mod extract;
 mod filter;
+mod holdings;
+mod locks;
 mod maintenance;
 mod picker;
 pub mod problem;
 mod registrations;
 pub mod router;
+mod sessions;
+mod sse;
 mod status;
 pub mod tcp;
 pub mod types;
+mod values;
 
 use std::{
     ops::RangeInclusive,
@@ -23,12 +30,26 @@ use std::{
     time::{Duration, Instant},
 };
 
-use self::{picker::Pickers, problem::Fault, problem::Kind};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use waypost_registry::{Connector, Registry};
+
+use self::{
+    events::Events,
+    holdings::Holdings,
+    picker::Pickers,
+    problem::{Fault, Kind},
+};
 use crate::{
     config::{format_duration, parse_duration},
     metrics::Sources,
     registrations::{DeskHandle, Heartbeats},
 };
+
+/// Streams of events at once.
+const STREAMS: usize = 256;
+/// Locks and leaderships, waited for or held, at once.
+const CLAIMS: usize = 1024;
 
 /// What the agent is known by.
 #[derive(Clone, Debug)]
@@ -60,14 +81,50 @@ struct Inner {
     started: Instant,
     sources: Sources,
     office: Office,
+    /// For configuration values, locks and elections.
+    registry: Registry,
     pickers: Mutex<Pickers>,
+    events: Arc<Events>,
+    holdings: Holdings,
+    /// Places for streams of events.
+    streams: Arc<Semaphore>,
+    /// Places for locks and leaderships, waited for or held.
+    claims: Arc<Semaphore>,
+    stop: CancellationToken,
 }
 
 impl Api {
-    /// The API of an agent that starts now.
-    pub fn new(identity: Identity, sources: Sources, office: Office) -> Self {
-        let (started, pickers) = (Instant::now(), Mutex::default());
-        Self { inner: Arc::new(Inner { identity, started, sources, office, pickers }) }
+    /// The API of an agent that starts now. Cancelling `stop` ends what is waited for, and streams of events.
+    pub fn new(
+        identity: Identity,
+        sources: Sources,
+        office: Office,
+        connector: Connector,
+        stop: CancellationToken,
+    ) -> Self {
+        let inner = Inner {
+            identity,
+            started: Instant::now(),
+            sources,
+            office,
+            registry: Registry::new(connector),
+            pickers: Mutex::default(),
+            events: Arc::new(Events::new(fastrand::u64(..))),
+            holdings: Holdings::default(),
+            streams: Arc::new(Semaphore::new(STREAMS)),
+            claims: Arc::new(Semaphore::new(CLAIMS)),
+            stop,
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Does what goes on between requests, until the agent stops; then gives back what is held for clients.
+    pub async fn run(self) {
+        let Inner { sources, events, holdings, registry, stop, .. } = &*self.inner;
+        let work = async { tokio::join!(events.follow(sources.catalog.clone()), holdings.keep()) };
+        _ = stop.run_until_cancelled(work).await;
+        holdings.release_all().await;
+        registry.clone().shutdown().await;
     }
 
     /// What is served now.

@@ -52,6 +52,8 @@ pub enum Kind {
     EtcdRefused,
     /// Too many of something at once.
     TooMany,
+    /// The system gives no random numbers.
+    NoRandomness,
     /// The state directory cannot be written.
     NotSaved,
     /// The agent is stopping.
@@ -80,6 +82,7 @@ impl Kind {
             Self::EtcdUnavailable => ("etcd-unavailable", "etcd does not answer", StatusCode::SERVICE_UNAVAILABLE),
             Self::EtcdRefused => ("etcd-refused", "etcd refuses", StatusCode::BAD_GATEWAY),
             Self::TooMany => ("too-many", "Too many at once", StatusCode::SERVICE_UNAVAILABLE),
+            Self::NoRandomness => ("no-randomness", "No random numbers", StatusCode::INTERNAL_SERVER_ERROR),
             Self::NotSaved => ("not-saved", "Not saved", StatusCode::INTERNAL_SERVER_ERROR),
             Self::Stopping => ("stopping", "The agent is stopping", StatusCode::SERVICE_UNAVAILABLE),
         }

@@ -12,9 +12,9 @@ use utoipa::{OpenApi, openapi};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
-    Api, catalog, maintenance,
+    Api, catalog, elections, events, locks, maintenance,
     problem::{Fault, Kind},
-    registrations, status,
+    registrations, status, values,
 };
 
 #[derive(OpenApi)]
@@ -29,6 +29,9 @@ use super::{
         (name = "catalog", description = "Services and nodes, as Envoy gets them"),
         (name = "registrations", description = "This host's services"),
         (name = "maintenance", description = "Nodes that are not to be picked for a while"),
+        (name = "locks", description = "One holder at a time, in the layout of `etcdctl lock`"),
+        (name = "elections", description = "One leader at a time, in the layout of `etcdctl elect`"),
+        (name = "values", description = "Configuration values in etcd"),
     )
 )]
 struct Document;
@@ -41,11 +44,19 @@ fn operations() -> OpenApiRouter<Api> {
         .routes(routes!(catalog::service_nodes))
         .routes(routes!(catalog::nodes))
         .routes(routes!(catalog::pick))
+        .routes(routes!(events::catalog_events))
         .routes(routes!(registrations::list))
         .routes(routes!(registrations::get, registrations::put, registrations::patch, registrations::delete))
         .routes(routes!(registrations::heartbeat))
         .routes(routes!(maintenance::put_instance, maintenance::delete_instance))
         .routes(routes!(maintenance::put_host, maintenance::delete_host))
+        .routes(routes!(locks::get, locks::post))
+        .routes(routes!(locks::put, locks::delete))
+        .routes(routes!(elections::get, elections::post))
+        .routes(routes!(elections::put, elections::delete))
+        .routes(routes!(elections::events))
+        .routes(routes!(values::get))
+        .routes(routes!(values::events))
         .routes(routes!(document))
 }
 

@@ -49,7 +49,64 @@ impl Answer {
     }
 }
 
+/// A server-sent event.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Event {
+    pub name: String,
+    pub id: Option<String>,
+    pub data: Value,
+}
+
+/// A stream of them.
+pub struct Events {
+    body: Incoming,
+    text: String,
+}
+
+impl Events {
+    /// The next event. Comments are passed over.
+    pub async fn next(&mut self) -> Event {
+        timeout(LIMIT, self.read()).await.expect("an event in time").expect("another event")
+    }
+
+    /// Whether it ends without another event.
+    pub async fn ends(&mut self) -> bool {
+        timeout(LIMIT, self.read()).await.expect("its end in time").is_none()
+    }
+
+    async fn read(&mut self) -> Option<Event> {
+        loop {
+            while let Some((block, rest)) = self.text.split_once("\n\n") {
+                let field = |name: &str| block.lines().find_map(|line| line.strip_prefix(name)).map(str::to_owned);
+                let event = field("data: ").map(|data| Event {
+                    name: field("event: ").unwrap(),
+                    id: field("id: "),
+                    data: serde_json::from_str(&data).unwrap(),
+                });
+                self.text = rest.to_owned();
+                if event.is_some() {
+                    return event;
+                }
+            }
+            let frame = self.body.frame().await?.ok()?;
+            self.text += std::str::from_utf8(&frame.into_data().unwrap()).unwrap();
+        }
+    }
+}
+
 impl At {
+    /// Follows a stream of events, from after the last one that was seen.
+    pub async fn follow(&self, path: &str, last_seen: Option<&str>) -> Events {
+        let mut request = self.request("GET", path, None);
+        if let Some(id) = last_seen {
+            request.headers_mut().insert("last-event-id", id.parse().unwrap());
+        }
+        let (head, body) = self.open(request).await.into_parts();
+        assert_eq!(head.status, 200, "{path}");
+        assert_eq!(head.headers[header::CONTENT_TYPE], "text/event-stream");
+        Events { body, text: String::new() }
+    }
+
     /// Sends a request as it is, and gives the answer's head.
     pub async fn open(&self, request: Request<Full<Bytes>>) -> Response<Incoming> {
         let exchange = async {

@@ -2,6 +2,9 @@
 
 mod catalog;
 mod client;
+mod events;
+mod locks;
 mod maintenance;
 mod registrations;
+mod values;
 mod world;

@@ -3,6 +3,7 @@
 use std::{
     fmt::Write as _,
     fs,
+    io::Write as _,
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -10,6 +11,7 @@ use std::{
 };
 
 use base64::Engine as _;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use super::client::{At, LIMIT};
@@ -32,6 +34,15 @@ impl Process {
     pub fn start(command: &mut Command, log: &Path) -> Self {
         let log = fs::File::options().create(true).append(true).open(log).unwrap();
         Self(command.stdin(Stdio::null()).stderr(log).spawn().unwrap())
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_raw(i32::try_from(self.0.id()).unwrap()).unwrap(), signal).unwrap();
+    }
+
+    /// Whether it runs.
+    pub fn runs(&mut self) -> bool {
+        self.0.try_wait().unwrap().is_none()
     }
 }
 
@@ -125,6 +136,13 @@ impl World {
         self.agent = None;
     }
 
+    /// Ends the agent in order.
+    pub async fn stop_agent(&mut self) {
+        let mut agent = self.agent.take().expect("it runs");
+        agent.signal(Signal::TERM);
+        until("the agent's end", async || (!agent.runs()).then_some(())).await;
+    }
+
     fn try_ctl(&self, arguments: &[&str]) -> Option<String> {
         let mut command = self.etcdctl();
         let output = command.args(arguments).output().unwrap();
@@ -134,6 +152,20 @@ impl World {
     /// `etcdctl` with these arguments, which must succeed; its output.
     pub fn ctl(&self, arguments: &[&str]) -> String {
         self.try_ctl(arguments).unwrap_or_else(|| panic!("etcdctl {arguments:?} failed"))
+    }
+
+    /// A transaction, as `etcdctl txn` reads it.
+    pub fn transaction(&self, text: &str) {
+        let mut command = self.etcdctl();
+        let mut child = command.arg("txn").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+        assert!(child.wait().unwrap().success());
+    }
+
+    /// Ends a process by a signal that it can obey.
+    pub async fn end_politely(&self, mut process: Process) {
+        process.signal(Signal::INT);
+        until("its end", async || (!process.runs()).then_some(())).await;
     }
 
     /// What etcd holds for a key, if it holds it.

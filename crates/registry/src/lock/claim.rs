@@ -227,7 +227,12 @@ impl Held {
         kept.and(if released { Ok(()) } else { Err(unconfirmed) })
     }
 
-    fn time_left(&self) -> Result<Duration, LockError> {
+    /// How long it is held from now on at least, whatever becomes of the connection to etcd: until then nobody else
+    /// has it, unless somebody deletes its key or revokes its lease. Renewals in the background lengthen it.
+    ///
+    /// # Errors
+    /// [`LockError::Lost`].
+    pub fn time_left(&self) -> Result<Duration, LockError> {
         let left = match &*self.standing.borrow() {
             Standing::Held { until, .. } => Ok(until.saturating_duration_since(now())),
             Standing::Lost(cause) => Err(cause.clone()),

@@ -39,6 +39,10 @@ pub struct LockHeld {
     /// How long it is held without being renewed.
     #[schema(example = "10s")]
     pub ttl: String,
+    /// How long it is held for sure from now on, in milliseconds, whatever becomes of agent and network: whoever was
+    /// not told of a renewal by then should stop.
+    #[schema(example = 7800)]
+    pub held_for_ms: u64,
 }
 
 /// `GET /v1/locks/{name}`.
@@ -98,6 +102,9 @@ pub struct Leadership {
     /// How long it is held without being renewed.
     #[schema(example = "10s")]
     pub ttl: String,
+    /// How long it is held for sure from now on, in milliseconds, as of a lock.
+    #[schema(example = 7800)]
+    pub held_for_ms: u64,
     /// What the others see.
     #[schema(example = "10.0.0.5:7000")]
     pub value: String,
