@@ -55,3 +55,41 @@ async fn biregister_has_names_a_leader_and_its_successor() {
     assert_eq!(lines[1..], expected, "{out}");
     assert_eq!(keys(&etcd).await, ["/elsewhere"]);
 }
+
+#[tokio::test]
+async fn governance_finds_what_is_healthy_keeps_the_last_good_setting_and_holds_a_lock() {
+    let etcd = Etcd::start().await;
+    let out = run(&etcd, env!("CARGO_BIN_EXE_governance")).await;
+    let expected = [
+        "orders has 2 nodes",
+        "orders: 10.0.0.5:8080 is Critical",
+        "picked 10.0.0.6:8080",
+        "limit 100",
+        "imports alone: true",
+    ];
+    assert_eq!(out.lines().collect::<Vec<_>>(), expected, "{out}");
+    assert_eq!(keys(&etcd).await, ["/config/orders/limit"]);
+}
+
+#[tokio::test]
+async fn gateway_spreads_calls_over_the_nodes_there_are() {
+    let etcd = Etcd::start().await;
+    let out = run(&etcd, env!("CARGO_BIN_EXE_gateway")).await;
+    let expected = ["users-1 3, users-2 3", "users: users-1 went", "users: users-3 came", "users-2 3, users-3 3"];
+    assert_eq!(out.lines().collect::<Vec<_>>(), expected, "{out}");
+    assert_eq!(keys(&etcd).await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn hub_picks_exactly_by_any_strategy_from_several_threads() {
+    let etcd = Etcd::start().await;
+    let out = run(&etcd, env!("CARGO_BIN_EXE_hub")).await;
+    let expected = [
+        "both under one lease: true",
+        "2 endpoints, 2 keys",
+        r#"round robin: {"large": 600, "small": 600}"#,
+        r#"weighted: {"large": 800, "small": 400}"#,
+    ];
+    assert_eq!(out.lines().collect::<Vec<_>>(), expected, "{out}");
+    assert_eq!(keys(&etcd).await, Vec::<String>::new());
+}
