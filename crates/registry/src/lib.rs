@@ -9,6 +9,7 @@
 //! * [`view`]: a mirror's keys as nodes, the last good value of each.
 //! * [`resolve`]: the names of nodes' hosts as addresses, looked up again and again.
 //! * [`hub`]: all that a program wants to know from etcd, each prefix watched once.
+//! * [`apisix`]: nodes in keys that hold those of all hosts, written by one elected writer.
 //! * [`lock`] and [`election`]: one holder at a time, in the layout of etcd's own concurrency package.
 //! * [`guard`]: nodes kept for a while when too many vanish at once.
 //!
@@ -18,6 +19,7 @@
 #![deny(missing_docs)]
 
 pub mod address;
+pub mod apisix;
 pub mod backoff;
 pub mod connection;
 pub mod election;
@@ -35,6 +37,7 @@ pub mod resolve;
 mod session;
 pub mod view;
 
+pub use apisix::{Upstream, UpstreamWriter};
 pub use connection::{ConnectError, ConnectOptions, Connector, Credentials, TlsOptions};
 pub use election::{Election, Leader, Leadership, Observer};
 pub use etcd_client;

@@ -135,7 +135,7 @@ pub(super) fn service(section: &Section<'_>, node: &str) -> Option<Service> {
         let key = match error {
             EncodeError::ReadOnly(_) => "format",
             EncodeError::ZeroWeight(_) => "weight",
-            EncodeError::DnsName(_) => "name",
+            EncodeError::DnsName(_) | EncodeError::UpstreamId(_) => "name",
             EncodeError::Instance(_) => "instance",
             EncodeError::TooLarge(_) | EncodeError::Json(_) => "metadata",
         };

@@ -9,6 +9,7 @@ mod heartbeats;
 mod keeper;
 mod merge_patch;
 mod roster;
+mod upstreams;
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
@@ -21,12 +22,15 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use waypost_registry::{Connector, Registrar, RegistrarOptions, Shutdown};
 
-use self::keeper::{Desired, Keeper, Phase, Progress, Shared};
 pub use self::{
     board::{Board, ServiceId, ServiceStatus},
     desk::{Desk, DeskError, DeskHandle, Done, Listing, Request},
     heartbeats::{HeartbeatError, Heartbeats},
     roster::{Listed, Name, Refused, Saved, Upkeep},
+};
+use self::{
+    keeper::{Desired, Keeper, Phase, Progress, Shared},
+    upstreams::Upstreams,
 };
 use crate::{
     config::{Check, Service},
@@ -51,6 +55,7 @@ pub struct Registrations {
     keepers: BTreeMap<ServiceId, RunningKeeper>,
     /// Why which services are in maintenance.
     maintenance: BTreeMap<ServiceId, Arc<str>>,
+    upstreams: Upstreams,
     /// Cut short, no leaving service waits for its drain any more.
     cut: CancellationToken,
     started: bool,
@@ -92,6 +97,7 @@ impl Registrations {
     /// No registrations yet. Cancelling `cut` ends the waiting of services that leave.
     pub fn new(connector: Connector, leases: Arc<Leases>, cut: CancellationToken) -> Self {
         Self {
+            upstreams: Upstreams::new(connector.clone()),
             connector,
             leases,
             board: Arc::default(),
@@ -124,6 +130,7 @@ impl Registrations {
         let wanted: BTreeMap<ServiceId, Arc<Service>> =
             services.iter().map(|service| (ServiceId::of(service), Arc::new(service.clone()))).collect();
         self.heartbeats.expect_from(&wanted);
+        self.upstreams.apply(services, drain);
         let shared = self.shared();
         for (id, keeper) in &self.keepers {
             if !wanted.contains_key(id) && keeper.leave(drain) {
@@ -191,6 +198,7 @@ impl Registrations {
         if tokio::time::timeout(drain + LEAVE_MARGIN, gone).await.is_err() {
             warn!("not every service could be deregistered in time: their leases expire by themselves");
         }
+        self.upstreams.leave().await;
         self.end(Shutdown::Deregister).await;
     }
 

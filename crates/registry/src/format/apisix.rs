@@ -1,4 +1,5 @@
-//! `apisix`: `/apisix/upstreams/<id>` and JSON that holds all nodes of the upstream.
+//! `apisix`: `/apisix/upstreams/<id>` and JSON that holds all nodes of the upstream. A node is registered beside it: see
+//! [`crate::apisix`].
 
 use std::collections::BTreeMap;
 
@@ -7,10 +8,11 @@ use serde_json::Value;
 use waypost_catalog::{Node, Protocol, ServiceName};
 
 use super::{
-    DecodeError, Endpoint, Found,
+    DecodeError, EncodeError, Endpoint, Found, Timestamps,
     foreign::{read, text},
-    parse_host, parse_port,
+    parse_host, parse_port, waypost,
 };
+use crate::apisix::Upstream;
 
 pub(super) const SHAPE: &str = "<prefix><id>";
 /// What the folders above the upstreams hold, which `apisix init` makes.
@@ -90,7 +92,7 @@ const fn scheme_of(protocol: Protocol) -> &'static str {
 }
 
 /// The port of a node that names none: that of both schemes.
-const DEFAULT_PORT: u16 = 80;
+pub(crate) const DEFAULT_PORT: u16 = 80;
 
 fn of_map(address: &str, weight: i64, protocol: Protocol) -> Result<Found, DecodeError> {
     let endpoint = match parse_host(address) {
@@ -122,6 +124,21 @@ fn checked(weight: i64) -> Result<u32, DecodeError> {
     u32::try_from(weight).map_err(|_| DecodeError::Missing("weight (0 to 4294967295)"))
 }
 
+/// The whole key and the value of a node that is to be in an upstream.
+pub(super) fn encode(
+    root: &str,
+    service: &ServiceName,
+    instance: &str,
+    node: &Node,
+    times: Timestamps,
+) -> Result<(String, Vec<u8>), EncodeError> {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    if service.len() > 64 || !service.bytes().all(fits) {
+        return Err(EncodeError::UpstreamId(service.to_string()));
+    }
+    Ok((format!("{}{instance}", Upstream::new(root, service).nodes_prefix()), waypost::encode(node, times)?))
+}
+
 /// The nodes, of which those wait that are below the highest priority with a weight: APISIX sends them nothing either
 /// while it has one of that priority.
 fn in_use(ranked: Vec<Ranked>) -> Vec<Found> {
@@ -135,7 +152,7 @@ fn in_use(ranked: Vec<Ranked>) -> Vec<Found> {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::testing::node, *};
+    use super::{super::testing::*, *};
     use crate::{
         format::Format::Apisix,
         host::{Host, HostName},
@@ -212,6 +229,18 @@ mod tests {
         assert_eq!(of([(0, 0), (-1, 0), (-2, 0)]), [0, 0, 0]);
         let found = read(r#"{"nodes":[{"host":"10.0.0.5","port":1,"weight":1,"priority":-1}]}"#).unwrap();
         assert_eq!(found[0].node().unwrap().metadata["priority"], "-1");
+    }
+
+    #[test]
+    fn a_node_is_registered_beside_the_upstream_that_it_is_to_be_in() {
+        let (key, value) =
+            encoded(Apisix, "/apisix/upstreams/", "orders", "host-a", &Node { weight: 0, ..full_node() });
+        assert_eq!(key, "/waypost/apisix/apisix/upstreams/orders/nodes/host-a");
+        assert!(value.starts_with(r#"{"address":"10.0.0.5","port":8080,"weight":0,"#), "{value}");
+        for id in ["a:b", "a~", &"x".repeat(65)] {
+            let refused = try_encode(Apisix, "/apisix/upstreams/", id, "host-a", &full_node());
+            assert_eq!(refused, Err(EncodeError::UpstreamId(id.to_owned())));
+        }
     }
 
     #[test]

@@ -24,6 +24,7 @@ use std::{fmt, str::FromStr, time::SystemTime};
 
 use waypost_catalog::{Node, Protocol, ServiceName, model::InvalidServiceName};
 
+pub(crate) use self::apisix::DEFAULT_PORT as APISIX_PORT;
 use self::found::{Endpoint, parse_host, parse_port};
 pub use self::{found::Found, timestamp::rfc3339};
 
@@ -176,6 +177,9 @@ pub enum EncodeError {
         "format {0} cannot say a weight of 0, its clients would take the node for a full one: write another weight"
     )]
     ZeroWeight(Format),
+    /// The service's name can be no upstream's id.
+    #[error("service name {0:?} is no id of an upstream: 1 to 64 letters, digits and - _ . are allowed")]
+    UpstreamId(String),
     /// The service's name cannot be asked for in DNS.
     #[error("service name {0:?} is no DNS name: 1 to 63 characters are needed before, between and after its dots")]
     DnsName(String),
@@ -373,7 +377,8 @@ impl Format {
         Ok((service, found?))
     }
 
-    /// Key and value that stand for a node.
+    /// Key and value that stand for a node; for [`Self::Apisix`] those that an
+    /// [`UpstreamWriter`](crate::UpstreamWriter) puts into the upstream.
     ///
     /// # Errors
     /// [`EncodeError`] if the instance's name cannot be in a key, or the value is too large.
@@ -409,14 +414,12 @@ impl Format {
             Self::DubboInterface => (dubbo_interface::encode(service, node), Vec::new()),
             Self::SkyDns => skydns::encode(service, instance, node)?,
             Self::Biregister => (by_instance, node.address.to_string().into_bytes()),
-            Self::Apisix | Self::Auto => return Err(EncodeError::ReadOnly(self)),
+            // The key is not below the root.
+            Self::Apisix => return apisix::encode(root, service, instance, node, times).and_then(of_allowed_size),
+            Self::Auto => return Err(EncodeError::ReadOnly(self)),
         };
-        let size = path.len().max(value.len());
-        if size > MAX_VALUE_BYTES {
-            return Err(EncodeError::TooLarge(size));
-        }
         let slash = if root.is_empty() { "" } else { "/" };
-        Ok((format!("{}{slash}{path}", root.trim_end_matches('/')), value))
+        of_allowed_size((format!("{}{slash}{path}", root.trim_end_matches('/')), value))
     }
 
     const fn key_shape(self) -> &'static str {
@@ -453,6 +456,11 @@ impl FromStr for Format {
         let unknown = || UnknownFormat(text.chars().take(80).collect());
         Self::ALL.into_iter().find(|format| format.as_str() == text).ok_or_else(unknown)
     }
+}
+
+fn of_allowed_size((key, value): (String, Vec<u8>)) -> Result<(String, Vec<u8>), EncodeError> {
+    let size = key.len().max(value.len());
+    if size > MAX_VALUE_BYTES { Err(EncodeError::TooLarge(size)) } else { Ok((key, value)) }
 }
 
 /// The last part of a prefix, without what separates it from what comes after it.

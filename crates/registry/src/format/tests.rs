@@ -148,14 +148,13 @@ fn an_instance_that_cannot_be_a_part_of_a_key_is_refused() {
 
 #[test]
 fn a_weight_of_0_is_not_written_where_it_would_mean_another() {
-    for format in Format::ALL {
+    for format in any_written() {
         let none = Node { weight: 0, ..full_node() };
         match testing::try_encode(format, PREFIX, "orders", "i", &none) {
             Ok((key, value)) => {
                 let (_, read) = one(format.decode(PREFIX, &key, &value, Protocol::Http2).unwrap());
                 assert_eq!(read.weight, 0, "{format}");
             }
-            Err(EncodeError::ReadOnly(_)) => assert!(!any_written().contains(&format), "{format}"),
             Err(error) => assert_eq!(error, EncodeError::ZeroWeight(format)),
         }
     }
@@ -208,10 +207,11 @@ fn names_of_formats_are_read_and_written_and_others_refused() {
     );
 }
 
-/// The formats of one key per node, in which nodes are written.
+/// The formats of one key per node, which is written as it is read.
 fn any_written() -> Vec<Format> {
     let written = |format: &Format| {
-        !matches!(testing::try_encode(*format, PREFIX, "orders", "i", &full_node()), Err(EncodeError::ReadOnly(_)))
+        let written = testing::try_encode(*format, PREFIX, "orders", "i", &full_node());
+        *format != Format::Apisix && !matches!(written, Err(EncodeError::ReadOnly(_)))
     };
     let formats: Vec<Format> = Format::ALL.into_iter().filter(written).collect();
     assert_eq!(formats.len(), Format::ALL.len() - 2);
