@@ -5,6 +5,7 @@ mod client;
 mod events;
 mod locks;
 mod maintenance;
+mod openapi;
 mod registrations;
 mod values;
 mod world;
