@@ -1,30 +1,49 @@
 //! The command line: what can be asked for, and who answers.
 
-mod check;
+mod change;
 mod child;
+mod config_check;
+mod definition;
+mod drain;
+mod envoy;
+mod etcd_options;
+mod exit;
+mod follow;
+mod generate;
 mod hold;
+mod instance;
+mod kv;
+mod maintenance;
+mod nodes;
+mod output;
+mod pick;
+mod poll;
+mod register;
+mod runtime;
+mod services;
+mod signals;
+mod source;
+mod status;
+mod values;
+mod watch;
 
 use std::{
-    io::{self, Write as _},
-    net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
-use anyhow::{Context as _, anyhow};
-use clap::{Args, Parser, Subcommand};
-use waypost_catalog::ServiceName;
+use anyhow::anyhow;
+use clap::{Parser, Subcommand};
 
 use crate::{
     agent,
     config::{self, Config},
-    envoy_config::{self, BootstrapOptions, Mode},
     logging,
 };
 
 /// etcd as a service registry that Envoy routes by.
 #[derive(Debug, Parser)]
-#[command(name = "waypost", version, max_term_width = 100)]
+#[command(name = "waypost", version, max_term_width = 100, after_long_help = exit::HELP)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -38,18 +57,46 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
     },
-    /// Work with configuration files
+    /// Say whether all is well, and what is not
+    Status(status::Status),
+    /// List the services, with their nodes in figures
+    Services(services::Services),
+    /// List nodes, with their share of new requests
+    Nodes(nodes::Nodes),
+    /// Print what changes among services and nodes, as it changes
+    Watch(watch::Watch),
+    /// Pick a healthy node of a service, and print its address
+    Pick(pick::Pick),
+    /// Register a service of this host: with its agent, or straight in etcd for as long as this runs
+    Register(register::Register),
+    /// Change what is registered
+    Update(change::Update),
+    /// End a registration
+    Deregister(change::Deregister),
+    /// Keep new requests away from this host, a service of it, or an instance
     #[command(subcommand)]
-    Config(ConfigCommand),
-    /// Work with Envoy
+    Maintenance(maintenance::Maintenance),
+    /// Put into maintenance, and wait until the process may be stopped
+    Drain(drain::Drain),
+    /// Work with keys of etcd and their values
     #[command(subcommand)]
-    Envoy(EnvoyCommand),
+    Kv(kv::Kv),
     /// Run a command while holding a lock in etcd; straight at etcd, no agent is needed
     #[command(after_long_help = hold::STATUS_HELP)]
     Lock(hold::Lock),
     /// Run a command while being the leader of an election in etcd; straight at etcd, no agent is needed
     #[command(after_long_help = hold::STATUS_HELP)]
     Elect(hold::Elect),
+    /// Work with configuration files
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Work with Envoy
+    #[command(subcommand)]
+    Envoy(EnvoyCommand),
+    /// Print what completes these commands in a shell
+    Completions(generate::Completions),
+    /// Print the manual page, or write one per command
+    Man(generate::Man),
 }
 
 #[derive(Debug, Subcommand)]
@@ -68,111 +115,55 @@ enum ConfigCommand {
 #[derive(Debug, Subcommand)]
 enum EnvoyCommand {
     /// Print a complete Envoy bootstrap (YAML) for this agent
-    Bootstrap(Bootstrap),
-}
-
-#[derive(Debug, Args)]
-struct Bootstrap {
-    /// The agent's configuration, for its socket, node and services; without it the defaults count
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// A service to route to; may be repeated [default: those named in the configuration's xds.services, and this
-    /// host's own]
-    #[arg(long = "service", value_name = "NAME", value_parser = service_name)]
-    services: Vec<ServiceName>,
-    /// Where Envoy listens for requests
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:10000")]
-    listen: SocketAddr,
-    /// Where Envoy's admin interface listens
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9901")]
-    admin: SocketAddr,
-    /// The filter's module
-    #[arg(long, value_name = "PATH", default_value = "/usr/lib/waypost/waypost_plugin.wasm")]
-    plugin: PathBuf,
-    /// How a pick reaches Envoy's router: override_host or original_dst
-    #[arg(long, value_enum, default_value_t)]
-    mode: Mode,
-    /// Envoy's node id [default: the agent's node]
-    #[arg(long, value_name = "ID")]
-    node_id: Option<String>,
-}
-
-fn service_name(text: &str) -> Result<ServiceName, String> {
-    ServiceName::new(text).map_err(|error| error.to_string())
+    Bootstrap(envoy::Bootstrap),
 }
 
 impl Cli {
-    /// Does what was asked for.
-    ///
-    /// # Errors
-    /// Why it could not be done.
-    pub fn run(self) -> anyhow::Result<ExitCode> {
-        match self.command {
-            Command::Agent { config } => {
+    /// Does what was asked for. What goes wrong is told on stderr.
+    pub fn run(self) -> ExitCode {
+        self.command.run().unwrap_or_else(|error| {
+            eprintln!("waypost: {error:#}");
+            ExitCode::from(exit::status_of(&error))
+        })
+    }
+}
+
+impl Command {
+    fn run(self) -> anyhow::Result<ExitCode> {
+        match self {
+            Self::Agent { config } => {
                 logging::start()?;
-                let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-                runtime.context("cannot start the runtime")?.block_on(agent::run(&config))?;
+                runtime::many_threads()?.block_on(agent::run(&config))?;
                 Ok(ExitCode::SUCCESS)
             }
-            Command::Config(ConfigCommand::Check { file, json }) => {
-                let outcome = config::load(&file);
-                let code = if outcome.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
-                match (json, outcome) {
-                    (true, outcome) => print(&check::as_json(&file, outcome)?)?,
-                    (false, Ok(config)) => print(&check::summary(&file, &config))?,
-                    (false, Err(error)) => eprintln!("{error}"),
-                }
-                Ok(code)
-            }
-            Command::Envoy(EnvoyCommand::Bootstrap(bootstrap)) => {
-                print(&bootstrap.render()?)?;
-                Ok(ExitCode::SUCCESS)
-            }
-            Command::Lock(lock) => lock.run(),
-            Command::Elect(elect) => elect.run(),
+            Self::Config(ConfigCommand::Check { file, json }) => config_check::run(&file, json),
+            Self::Envoy(EnvoyCommand::Bootstrap(bootstrap)) => done(output::print(&bootstrap.render()?)),
+            Self::Completions(completions) => done(completions.run()),
+            Self::Man(man) => done(man.run()),
+            Self::Lock(lock) => lock.run(),
+            Self::Elect(elect) => elect.run(),
+            Self::Status(status) => done(runtime::block_on(status.run())),
+            Self::Services(services) => done(runtime::block_on(services.run())),
+            Self::Nodes(nodes) => done(runtime::block_on(nodes.run())),
+            Self::Watch(watch) => done(runtime::block_on(watch.run())),
+            Self::Kv(kv::Kv::Watch(watch)) => done(runtime::block_on(watch.run())),
+            Self::Register(register) => done(runtime::block_on(register.run())),
+            Self::Update(update) => done(runtime::block_on(update.run())),
+            Self::Deregister(deregister) => done(runtime::block_on(deregister.run())),
+            Self::Maintenance(maintenance) => done(runtime::block_on(maintenance.run())),
+            Self::Drain(drain) => done(runtime::block_on(drain.run())),
+            Self::Pick(pick) => done(runtime::block_on(pick.run())),
         }
     }
 }
 
-/// Writes to stdout. A reader that has gone, such as `head`, is no error.
-fn print(text: &str) -> anyhow::Result<()> {
-    match io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("cannot write to stdout"),
-        _ => Ok(()),
-    }
+/// The exit status of what either works or fails.
+fn done<T>(outcome: anyhow::Result<T>) -> anyhow::Result<ExitCode> {
+    outcome.map(|_| ExitCode::SUCCESS)
 }
 
 fn load(path: &Path) -> anyhow::Result<Config> {
     config::load(path).map_err(|error| anyhow!("the configuration is wrong:\n{error}"))
-}
-
-impl Bootstrap {
-    fn render(self) -> anyhow::Result<String> {
-        let config = self.config.as_deref().map(load).transpose()?;
-        let mut services = self.services;
-        if let Some(config) = config.as_ref().filter(|_| services.is_empty()) {
-            // Patterns name no service, and are no service's name.
-            services.extend(config.xds.services.iter().filter_map(|name| ServiceName::new(name).ok()));
-            services.extend(config.services.iter().map(|service| service.name.clone()));
-        }
-        services.sort();
-        services.dedup();
-        let (socket, node) = match config {
-            Some(config) => (config.socket, config.node),
-            None => (config::DEFAULT_SOCKET.into(), config::host_name()),
-        };
-        let options = BootstrapOptions {
-            socket,
-            node_id: self.node_id.unwrap_or(node),
-            cluster: "waypost".to_owned(),
-            listen: self.listen,
-            admin: self.admin,
-            services,
-            mode: self.mode,
-            plugin_path: self.plugin,
-        };
-        Ok(envoy_config::render(&options)?)
-    }
 }
 
 #[cfg(test)]
@@ -184,28 +175,5 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn a_bootstrap_routes_to_what_the_configuration_names() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("agent.toml");
-        let text = "node = \"edge-1\"\n[etcd]\nendpoints = [\"http://127.0.0.1:2379\"]\n[stream]\nsocket = \"/tmp/w.sock\"\n\
-                    [xds]\nservices = [\"users\", \"pay*\"]\n[[service]]\nname = \"orders\"\nport = 80\n";
-        std::fs::write(&path, text).unwrap();
-        let bootstrap = |args: &[&str]| {
-            let config = ["--config", path.to_str().unwrap()];
-            let args = ["waypost", "envoy", "bootstrap"].iter().chain(&config).chain(args);
-            match Cli::parse_from(args).command {
-                Command::Envoy(EnvoyCommand::Bootstrap(bootstrap)) => bootstrap.render().unwrap(),
-                other => panic!("{other:?}"),
-            }
-        };
-        let printed = bootstrap(&[]);
-        for part in ["\"/tmp/w.sock\"", "\"edge-1\"", "\"users\"", "\"orders\""] {
-            assert!(printed.contains(part), "{part} in\n{printed}");
-        }
-        let printed = bootstrap(&["--service", "carts", "--node-id", "mine"]);
-        assert!(printed.contains("\"carts\"") && printed.contains("\"mine\"") && !printed.contains("\"orders\""));
     }
 }

@@ -7,6 +7,7 @@
 //! * [`api`]: the local HTTP API.
 //! * [`state`]: what outlives a restart. [`admin`] and [`metrics`]: what people and monitoring see.
 //! * [`agent`] starts and stops all of it in order; [`reload`] says when the configuration changed; [`panics`] ends it.
+//! * [`cli`]: the command line, over [`client`], which asks the agent's [`api`], or straight at etcd.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
@@ -15,6 +16,7 @@ pub mod agent;
 pub mod api;
 pub mod check;
 pub mod cli;
+pub mod client;
 pub mod config;
 pub mod effective;
 pub mod envoy_config;

@@ -8,11 +8,5 @@ use waypost_agent::{cli::Cli, panics};
 
 fn main() -> ExitCode {
     panics::end_the_process();
-    match Cli::parse().run() {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("waypost: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    Cli::parse().run()
 }

@@ -4,7 +4,7 @@ use std::sync::PoisonError;
 
 use axum::{Json, extract::State};
 use waypost_balance::{Strategy, UnknownStrategy};
-use waypost_catalog::{Health, Service};
+use waypost_catalog::{Catalog, Health, Service};
 
 use super::{
     Api,
@@ -22,8 +22,12 @@ use super::{
 ))]
 pub(super) async fn services(State(api): State<Api>) -> Result<Json<Services>, Fault> {
     let catalog = api.catalog()?;
-    let services = catalog.services().iter().map(|(name, service)| summary(name, service)).collect();
-    Ok(Json(Services { version: catalog.version(), services }))
+    Ok(Json(Services { version: catalog.version(), services: summaries(&catalog) }))
+}
+
+/// Every service in figures.
+pub(crate) fn summaries(catalog: &Catalog) -> Vec<ServiceSummary> {
+    catalog.services().iter().map(|(name, service)| summary(name, service)).collect()
 }
 
 fn summary(name: &str, service: &Service) -> ServiceSummary {

@@ -5,11 +5,11 @@
 //! * [`problem`] and [`extract`]: what is wrong with a request, and what it carries.
 //! * Everything else is one group of routes, or the pure part of one.
 
-mod catalog;
+pub(crate) mod catalog;
 mod elections;
 mod events;
 mod extract;
-mod filter;
+pub(crate) mod filter;
 mod holdings;
 mod locks;
 mod maintenance;
@@ -22,7 +22,7 @@ mod sse;
 mod status;
 pub mod tcp;
 pub mod types;
-mod values;
+pub(crate) mod values;
 
 use std::{
     ops::RangeInclusive,

@@ -57,7 +57,8 @@ pub(super) fn as_text(bytes: Vec<u8>) -> (String, Encoding) {
     }
 }
 
-fn value(entry: &KeyValue) -> Value {
+/// A key and its value, as they are told.
+pub(crate) fn value(entry: &KeyValue) -> Value {
     let (value, encoding) = as_text(entry.value.clone());
     Value {
         key: entry.key.clone(),

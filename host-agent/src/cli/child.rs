@@ -9,40 +9,12 @@ use std::{
 };
 
 use rustix::process::{Pid, kill_process};
-use tokio::{
-    process::{Child, Command},
-    signal::unix::{Signal, SignalKind, signal},
-};
+use tokio::process::{Child, Command};
+
+use super::signals::Signals;
 
 /// How long the command has to end after `SIGTERM`, before it gets `SIGKILL`.
 const GRACE: Duration = Duration::from_secs(5);
-
-/// The signals that are forwarded.
-pub(super) struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    hangup: Signal,
-}
-
-impl Signals {
-    /// Listens, from now on.
-    pub(super) fn listen() -> io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            hangup: signal(SignalKind::hangup())?,
-        })
-    }
-
-    /// The next one.
-    pub(super) async fn next(&mut self) -> rustix::process::Signal {
-        tokio::select! {
-            _ = self.terminate.recv() => rustix::process::Signal::TERM,
-            _ = self.interrupt.recv() => rustix::process::Signal::INT,
-            _ = self.hangup.recv() => rustix::process::Signal::HUP,
-        }
-    }
-}
 
 /// Starts the command, with more in its environment.
 pub(super) fn spawn(command: &[OsString], environment: &[(&str, String)]) -> Result<Child, (u8, String)> {

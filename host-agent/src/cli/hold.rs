@@ -1,18 +1,21 @@
 //! `waypost lock` and `waypost elect`: a command that runs while a lock or a leadership is held, and no longer.
 
-use std::{ffi::OsString, path::PathBuf, process::ExitCode, time::Duration};
+use std::{ffi::OsString, process::ExitCode, time::Duration};
 
 use anyhow::Context as _;
 use clap::Args;
-use waypost_registry::{ConnectOptions, Connector, Election, Held, LockError};
+use waypost_registry::{Election, Held, LockError};
 
-use super::{child, child::Signals, load};
-use crate::{config, etcd};
+use super::{
+    child,
+    etcd_options::EtcdOptions,
+    exit::{LOST, UNAVAILABLE},
+    runtime,
+    signals::Signals,
+    values::{duration, ttl},
+};
+use crate::config;
 
-/// `EX_TEMPFAIL`: the lock was lost, and the command stopped.
-const LOST: u8 = 75;
-/// `EX_UNAVAILABLE`: the lock was not had, and the command not started.
-const NOT_HAD: u8 = 69;
 /// For etcd to answer when nobody is to be waited for.
 const ATTEMPT: Duration = Duration::from_secs(10);
 /// For etcd to hear that we have left the line.
@@ -58,12 +61,8 @@ struct Common {
     /// What is held: keys are put under NAME/, as etcdctl does
     #[arg(value_name = "NAME", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     name: String,
-    /// An endpoint of etcd; may be repeated [default: http://127.0.0.1:2379]
-    #[arg(long = "etcd", value_name = "URL", conflicts_with = "config")]
-    endpoints: Vec<String>,
-    /// A configuration of the agent, for its [etcd] section: endpoints, TLS, user
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    etcd: EtcdOptions,
     /// How long it stays held after this process dies, in whole seconds
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = ttl)]
     ttl: Duration,
@@ -76,33 +75,11 @@ struct Run {
     command: Vec<OsString>,
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
-    config::parse_duration(text).ok_or_else(|| "write a number and ms, s or m, such as 30s".to_owned())
-}
-
-fn ttl(text: &str) -> Result<Duration, String> {
-    let ttl = duration(text)?;
-    let fits = ttl.subsec_nanos() == 0 && (Duration::from_secs(1)..=Duration::from_secs(3600)).contains(&ttl);
-    if fits { Ok(ttl) } else { Err("allowed are whole seconds from 1s to 60m".to_owned()) }
-}
-
-impl Common {
-    fn connector(&self) -> anyhow::Result<Connector> {
-        let mut options = ConnectOptions::default();
-        match &self.config {
-            Some(path) => return etcd::connector(&load(path)?.etcd),
-            None if self.endpoints.is_empty() => {}
-            None => options.endpoints.clone_from(&self.endpoints),
-        }
-        Connector::new(options).context("etcd cannot be reached this way; --config FILE can name certificates")
-    }
-}
-
 impl Lock {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         let Self { common, wait, run } = self;
-        let lock = waypost_registry::Lock::new(common.connector()?, &common.name, common.ttl)?;
-        block_on(async {
+        let lock = waypost_registry::Lock::new(common.etcd.connector()?, &common.name, common.ttl)?;
+        let status = runtime::block_on(async {
             let mut signals = Signals::listen()?;
             let acquiring = async {
                 match wait {
@@ -119,15 +96,16 @@ impl Lock {
             };
             lock.wind_up(PARTING).await;
             Ok(status)
-        })
+        })?;
+        Ok(status.into())
     }
 }
 
 impl Elect {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         let Self { common, value, wait, run } = self;
-        let election = Election::new(common.connector()?, &common.name, common.ttl)?;
-        block_on(async {
+        let election = Election::new(common.etcd.connector()?, &common.name, common.ttl)?;
+        let status = runtime::block_on(async {
             let mut signals = Signals::listen()?;
             let value = value.unwrap_or_else(config::host_name);
             let campaigning = async { election.campaign(value, wait.unwrap_or(Duration::MAX)).await.map(Some) };
@@ -140,13 +118,9 @@ impl Elect {
             };
             election.wind_up(PARTING).await;
             Ok(status)
-        })
+        })?;
+        Ok(status.into())
     }
-}
-
-fn block_on(work: impl Future<Output = anyhow::Result<u8>>) -> anyhow::Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.context("cannot start the runtime")?.block_on(work).map(ExitCode::from)
 }
 
 /// What is waited for, or the exit status if it is not had.
@@ -164,7 +138,7 @@ async fn had<T>(
         Ok(None) => eprintln!("waypost: {name} is held by somebody else"),
         Err(error) => eprintln!("waypost: {error}"),
     }
-    Err(NOT_HAD)
+    Err(UNAVAILABLE)
 }
 
 /// How a run ended.

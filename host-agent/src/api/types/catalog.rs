@@ -99,6 +99,22 @@ impl From<&model::Node> for Node {
     }
 }
 
+impl From<Node> for model::Node {
+    fn from(node: Node) -> Self {
+        let Node { address, weight, health, protocol, id, zone, version, tags, metadata } = node;
+        let health = match health {
+            Health::Passing => model::Health::Passing,
+            Health::Critical => model::Health::Critical,
+            Health::Draining => model::Health::Draining,
+        };
+        let protocol = match protocol {
+            Protocol::Http1 => model::Protocol::Http1,
+            Protocol::Http2 => model::Protocol::Http2,
+        };
+        Self { address, weight, health, protocol, id, zone, version, tags, metadata }
+    }
+}
+
 /// `GET /v1/services`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Services {

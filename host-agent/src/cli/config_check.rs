@@ -1,14 +1,29 @@
 //! `waypost config check`: what a configuration means, for people and for programs.
 
-use std::{fmt::Write as _, path::Path};
+use std::{path::Path, process::ExitCode};
 
 use hyper::Method;
 use serde_json::{Value, json};
 
-use crate::config::{Check, CheckKind, Config, ConfigError, GrpcProbe, HttpProbe, Probe, Probing, format_duration};
+use super::output::{self, Align, Cell, Paint, Table};
+use crate::config::{
+    self, Check, CheckKind, Config, ConfigError, GrpcProbe, HttpProbe, Probe, Probing, format_duration,
+};
+
+/// Reads a configuration and says what it means, or what is wrong with it.
+pub(super) fn run(file: &Path, json: bool) -> anyhow::Result<ExitCode> {
+    let outcome = config::load(file);
+    let code = if outcome.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    match (json, outcome) {
+        (true, outcome) => _ = output::print(&as_json(file, outcome)?)?,
+        (false, Ok(config)) => _ = output::print(&summary(file, &config, Paint::stdout()))?,
+        (false, Err(error)) => eprintln!("{error}"),
+    }
+    Ok(code)
+}
 
 /// The configuration in a few aligned lines.
-pub(super) fn summary(file: &Path, config: &Config) -> String {
+fn summary(file: &Path, config: &Config, paint: Paint) -> String {
     let mut out = format!("{}: ok\n\n", file.display());
     let guard = &config.guard;
     let guard = match guard.enabled {
@@ -34,33 +49,29 @@ pub(super) fn summary(file: &Path, config: &Config) -> String {
         ["clusters", &config.xds.services.join(", ")],
         ["guard", &guard],
     ];
-    table(&mut out, &facts.map(|row| row.map(str::to_owned)));
+    let mut table = Table::new([Align::Left; 2]);
+    facts.into_iter().for_each(|row| table.row(row.map(Cell::from)));
+    out.push_str(&table.render(paint));
 
     out.push('\n');
-    let mut rows = vec![["WATCH", "FORMAT", "PROTOCOL"].map(str::to_owned)];
-    rows.extend(
-        config.watches.iter().map(|w| [w.prefix.clone(), w.format.to_string(), w.protocol.as_str().to_owned()]),
-    );
-    table(&mut out, &rows);
+    let mut table = Table::headed(["WATCH", "FORMAT", "PROTOCOL"].map(|name| (name, Align::Left)));
+    for watch in &config.watches {
+        table.row([watch.prefix.as_str(), watch.format.as_str(), watch.protocol.as_str()].map(Cell::from));
+    }
+    out.push_str(&table.render(paint));
 
     if !config.services.is_empty() {
         out.push('\n');
-        let mut rows = vec![["SERVICE", "INSTANCE", "ADDRESS", "PORT", "WEIGHT", "CHECK", "UNDER"].map(str::to_owned)];
-        rows.extend(config.services.iter().map(|service| {
+        let columns = ["SERVICE", "INSTANCE", "ADDRESS", "PORT", "WEIGHT", "CHECK", "UNDER"];
+        let mut table = Table::headed(columns.map(|name| (name, Align::Left)));
+        for service in &config.services {
             let under = format!("{} ({})", service.root, service.format);
             let check = service.check.as_ref().map_or_else(|| "none".to_owned(), describe);
             let (port, weight) = (service.port.to_string(), service.weight.to_string());
-            [
-                service.name.to_string(),
-                service.instance.clone(),
-                service.address.to_string(),
-                port,
-                weight,
-                check,
-                under,
-            ]
-        }));
-        table(&mut out, &rows);
+            let (name, address) = (service.name.to_string(), service.address.to_string());
+            table.row([name, service.instance.clone(), address, port, weight, check, under].map(Cell::from));
+        }
+        out.push_str(&table.render(paint));
     }
     out
 }
@@ -93,26 +104,8 @@ fn describe_probe(probe: &Probe) -> String {
     }
 }
 
-/// Rows with every column as wide as its widest cell.
-fn table<const N: usize>(out: &mut String, rows: &[[String; N]]) {
-    let mut widths = [0; N];
-    for row in rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = cell.chars().count().max(*width);
-        }
-    }
-    for row in rows {
-        let mut line = String::new();
-        for (width, cell) in widths.iter().zip(row) {
-            _ = write!(line, "{cell:width$}  ");
-        }
-        out.push_str(line.trim_end());
-        out.push('\n');
-    }
-}
-
 /// The outcome as one line of JSON.
-pub(super) fn as_json(file: &Path, outcome: Result<Config, ConfigError>) -> serde_json::Result<String> {
+fn as_json(file: &Path, outcome: Result<Config, ConfigError>) -> serde_json::Result<String> {
     let file = file.display().to_string();
     let value = match outcome {
         Ok(config) => json!({
@@ -146,7 +139,6 @@ pub(super) fn as_json(file: &Path, outcome: Result<Config, ConfigError>) -> serd
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config;
 
     const TEXT: &str = "[etcd]\nendpoints = [\"http://127.0.0.1:2379\"]\n[[service]]\nname = \"orders\"\nport = 8080\n\
                         check = { type = \"http\", path = \"/up\" }\n[[service]]\nname = \"db\"\nport = 5432\nweight = 10\n";
@@ -173,7 +165,7 @@ SERVICE  INSTANCE     ADDRESS  PORT  WEIGHT  CHECK              UNDER
 orders   host-a-8080  auto     8080  1       http /up every 2s  /waypost/services/ (waypost)
 db       host-a-5432  auto     5432  10      none               /waypost/services/ (waypost)
 ";
-        assert_eq!(summary(Path::new("agent.toml"), &config), expected);
+        assert_eq!(summary(Path::new("agent.toml"), &config, Paint::PLAIN), expected);
     }
 
     #[test]

@@ -1,0 +1,118 @@
+//! Following what happens, from the agent or from etcd itself, until told to end.
+
+use std::collections::VecDeque;
+
+use serde::de::DeserializeOwned;
+use tokio::sync::{mpsc, watch};
+use waypost_registry::{Connector, Mirror, MirrorEvent, MirrorOptions, MirrorStatus};
+
+use super::{
+    exit::Exit,
+    output::Reader,
+    signals::Signals,
+    source::{PATIENCE, told, unread},
+};
+use crate::client::{Events, Told};
+
+/// What a follower is told.
+#[derive(Debug)]
+pub(super) enum News<E> {
+    /// This happened.
+    Event(E),
+    /// What happens is not seen for now. What is missed comes later.
+    Interrupted(String),
+}
+
+/// Where the news come from.
+pub(super) trait Follow {
+    /// What happens.
+    type Event;
+
+    /// The next news. It may be dropped while it waits.
+    async fn next(&mut self) -> anyhow::Result<News<Self::Event>>;
+}
+
+impl<E: DeserializeOwned> Follow for Events<E> {
+    type Event = E;
+
+    async fn next(&mut self) -> anyhow::Result<News<E>> {
+        match Events::next(self).await.map_err(told)? {
+            Told::Event(event) => Ok(News::Event(event)),
+            Told::Interrupted(error) => Ok(News::Interrupted(error.to_string())),
+        }
+    }
+}
+
+/// A part of etcd, followed. `read` makes events of what happens to the keys.
+pub(super) struct Keys<E, R> {
+    /// Ends with this.
+    _mirror: Mirror,
+    events: mpsc::Receiver<MirrorEvent>,
+    status: watch::Receiver<MirrorStatus>,
+    /// Whether etcd was reached at all.
+    begun: bool,
+    ready: VecDeque<E>,
+    read: R,
+}
+
+impl<E, R: FnMut(MirrorEvent) -> Vec<E>> Keys<E, R> {
+    /// Begins.
+    pub(super) fn follow(connector: Connector, options: MirrorOptions, read: R) -> Self {
+        let (mirror, events) = Mirror::start(connector, options);
+        let status = mirror.status();
+        Self { _mirror: mirror, events, status, begun: false, ready: VecDeque::new(), read }
+    }
+
+    async fn event(&mut self) -> anyhow::Result<MirrorEvent> {
+        let received = match self.begun {
+            true => self.events.recv().await,
+            false => match tokio::time::timeout(PATIENCE, self.events.recv()).await {
+                Ok(received) => received,
+                Err(_) => return Err(unread(self.status.borrow().cause.as_deref())),
+            },
+        };
+        received.ok_or_else(|| Exit::unavailable("etcd is not followed any more"))
+    }
+}
+
+impl<E, R: FnMut(MirrorEvent) -> Vec<E>> Follow for Keys<E, R> {
+    type Event = E;
+
+    async fn next(&mut self) -> anyhow::Result<News<E>> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Ok(News::Event(event));
+            }
+            let mut status = self.status.clone();
+            tokio::select! {
+                biased;
+                event = self.event() => {
+                    self.ready.extend((self.read)(event?));
+                    self.begun = true;
+                }
+                Ok(()) = status.changed(), if self.begun => {
+                    let now = self.status.borrow_and_update();
+                    if let Some(cause) = now.cause.as_ref().filter(|_| !now.synced) {
+                        return Ok(News::Interrupted(cause.clone()));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Tells of everything, until a signal says to end or nobody reads any more.
+pub(super) async fn tell_all<F: Follow>(
+    mut from: F,
+    mut tell: impl FnMut(News<F::Event>) -> anyhow::Result<Reader>,
+) -> anyhow::Result<()> {
+    let mut signals = Signals::listen()?;
+    loop {
+        tokio::select! {
+            _ = signals.next() => return Ok(()),
+            news = from.next() => if tell(news?)? == Reader::Gone {
+                return Ok(());
+            },
+        }
+    }
+}

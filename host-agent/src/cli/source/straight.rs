@@ -1,0 +1,109 @@
+//! etcd itself as the source: one full reading of a prefix.
+
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use waypost_catalog::{Catalog, ServiceName};
+use waypost_registry::{
+    Addresses, Connector, KeyValue, Mirror, MirrorEvent, MirrorOptions, Resolver, SystemLookup, View, backoff::Backoff,
+    etcd_client::Client,
+};
+
+use super::{Exit, Layout};
+
+/// For etcd to be reached and to hand over everything, however often that has to be tried.
+pub(in crate::cli) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A prefix of etcd that holds services.
+#[derive(Debug)]
+pub(in crate::cli) struct Straight {
+    pub(in crate::cli) connector: Connector,
+    pub(in crate::cli) layout: Layout,
+}
+
+impl Straight {
+    pub(super) fn new(connector: Connector, layout: Layout) -> Self {
+        Self { connector, layout }
+    }
+
+    /// Every node, or every one of a service.
+    pub(in crate::cli) async fn catalog(&self, service: Option<&ServiceName>) -> anyhow::Result<Catalog> {
+        let Layout { format, prefix, protocol } = &self.layout;
+        let mut view = View::new(prefix.clone(), *format, *protocol);
+        let event = first(&self.connector, prefix).await?;
+        view.apply(&event);
+        for error in view.last_errors() {
+            eprintln!("waypost: not a node: {error}");
+        }
+        let addresses = looked_up(&view).await;
+        let names: Vec<_> =
+            view.services().filter(|name| service.is_none_or(|service| service == *name)).cloned().collect();
+        let services = names.into_iter().map(|name| {
+            let nodes = view.nodes(&name, &addresses);
+            (name, nodes)
+        });
+        Ok(Catalog::default().updated(services).0.unwrap_or_default())
+    }
+
+    /// A connection to any endpoint that takes one.
+    pub(in crate::cli) async fn connect(&self) -> anyhow::Result<Client> {
+        let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
+        let ends = Instant::now() + PATIENCE;
+        loop {
+            match self.connector.connect().await {
+                Ok(client) => return Ok(client),
+                Err(error) if Instant::now() >= ends => return Err(Exit::unavailable(error.to_string())),
+                Err(_) => tokio::time::sleep(backoff.next(fastrand::f64())).await,
+            }
+        }
+    }
+
+    /// Every key below the prefix.
+    pub(in crate::cli) async fn keys(&self) -> anyhow::Result<Vec<Arc<KeyValue>>> {
+        match first(&self.connector, &self.layout.prefix).await? {
+            MirrorEvent::Synced { entries, .. } => Ok(entries),
+            MirrorEvent::Changed { .. } => Ok(Vec::new()),
+        }
+    }
+}
+
+/// The addresses of the nodes' hosts that have names. Whoever cannot be looked up in time has none.
+async fn looked_up(view: &View) -> Addresses {
+    let mut addresses = Addresses::default();
+    let names: BTreeSet<_> = view.names().cloned().collect();
+    if names.is_empty() {
+        return addresses;
+    }
+    let mut resolver = Resolver::start(SystemLookup);
+    resolver.want(names.clone());
+    let all = async {
+        while !names.iter().all(|name| addresses.is_answered(name)) {
+            addresses.take_in(&resolver.next().await);
+        }
+    };
+    // What is known by then counts.
+    let _ = tokio::time::timeout(PATIENCE, all).await;
+    resolver.shutdown().await;
+    addresses
+}
+
+/// The full state below a prefix.
+async fn first(connector: &Connector, prefix: &str) -> anyhow::Result<MirrorEvent> {
+    let (mirror, mut events) = Mirror::start(connector.clone(), MirrorOptions::new(prefix));
+    let first = tokio::time::timeout(PATIENCE, events.recv()).await;
+    let cause = mirror.status().borrow().cause.clone();
+    mirror.shutdown().await;
+    match first {
+        Ok(Some(event)) => Ok(event),
+        _ => Err(unread(cause.as_deref())),
+    }
+}
+
+/// etcd said nothing for as long as it was given.
+pub(in crate::cli) fn unread(cause: Option<&str>) -> anyhow::Error {
+    let cause = cause.unwrap_or("it does not answer");
+    Exit::unavailable(format!("nothing could be read from etcd within {PATIENCE:?}: {cause}"))
+}

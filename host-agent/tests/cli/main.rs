@@ -1,0 +1,7 @@
+//! The command line: the built binary on a real etcd, straight and by way of a real agent.
+
+mod agent;
+mod generated;
+mod hold;
+mod straight;
+mod support;
