@@ -129,6 +129,18 @@ async fn a_value_that_cannot_be_read_takes_no_node_away() {
 }
 
 #[tokio::test]
+async fn a_host_that_has_a_name_is_looked_up_before_the_services_are_ready() {
+    let etcd = Etcd::start().await;
+    let value = r#"{"address":"localhost","port":7}"#;
+    etcd.client().await.put(format!("{PREFIX}web/1"), value, None).await.unwrap();
+    let registry = Registry::new(etcd.connector());
+    let discovery = ready(&registry).await;
+    let nodes = discovery.nodes("web");
+    assert_eq!(ports(&nodes), [7]);
+    assert!(nodes[0].address.ip().is_loopback());
+}
+
+#[tokio::test]
 async fn all_views_of_a_prefix_share_one_watch() {
     let etcd = Etcd::start().await;
     let registry = Registry::new(etcd.connector());

@@ -2,9 +2,10 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use etcd_client::{PutOptions, Txn, TxnOp};
+use etcd_client::{GetOptions, PutOptions, Txn, TxnOp};
+use tokio_util::sync::CancellationToken;
 use waypost_registry::{HubError, HubOptions, KeyEvent, KeyValue, Keys, Registry, Restart, ResyncReason, Subscription};
-use waypost_registry_testing::{Etcd, PATIENCE, connector, eventually};
+use waypost_registry_testing::{Etcd, Mode, PATIENCE, Proxy, connector, eventually};
 
 async fn synced(keys: &Keys) {
     keys.ready(PATIENCE).await.unwrap();
@@ -225,6 +226,59 @@ async fn fetching_everything_again_tells_nothing_when_nothing_was_missed() {
     assert_eq!(copy.restarts, [Restart::Mirror(ResyncReason::First)]);
     assert_eq!(copy.changes, writes, "each write is told, once");
     assert!(copy.keys.values().eq(&keys.all()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn through_cuts_pauses_and_compactions_events_lead_from_state_to_state() {
+    let etcd = Etcd::start().await;
+    let proxy = Proxy::start(etcd.address()).await;
+    let refresh = Some(Duration::from_secs(1));
+    let options = HubOptions { refresh, ..HubOptions::default() };
+    let registry = Registry::with_options(connector(&[proxy.url()]), options);
+    let keys = registry.keys("/k/").unwrap();
+    keys.ready(PATIENCE).await.unwrap();
+    let mut events = keys.subscribe();
+    let follower = tokio::spawn(async move {
+        let mut copy = Copy::default();
+        while !copy.keys.contains_key("/k/end") {
+            copy.apply(next(&mut events).await);
+        }
+        copy
+    });
+    let client = etcd.client().await;
+    let (mut writer, stop) = (client.clone(), CancellationToken::new());
+    let stopped = stop.clone();
+    let writing = tokio::spawn(async move {
+        for n in (0..u32::MAX).take_while(|_| !stopped.is_cancelled()) {
+            match n % 7 {
+                6 => _ = writer.delete(format!("/k/{}", n % 41), None).await.unwrap(),
+                _ => _ = writer.put(format!("/k/{}", n % 53), n.to_string(), None).await.unwrap(),
+            }
+        }
+    });
+    let revision = || async { client.kv_client().get("/k/0", None).await.unwrap().header().unwrap().revision() };
+    for round in 0..6 {
+        let mut status = keys.status();
+        tokio::time::timeout(PATIENCE, status.wait_for(|status| status.synced)).await.unwrap().unwrap();
+        let begun = revision().await;
+        proxy.set([Mode::Cut, Mode::Pause][round % 2]);
+        eventually("changes meanwhile", || async { (revision().await > begun + 200).then_some(()) }).await;
+        // In the last rounds what happened meanwhile is forgotten.
+        if round >= 3 {
+            client.kv_client().compact(revision().await, None).await.unwrap();
+        }
+        proxy.set(Mode::Forward);
+    }
+    stop.cancel();
+    writing.await.unwrap();
+    client.kv_client().put("/k/end", "", None).await.unwrap();
+    let copy = tokio::time::timeout(PATIENCE, follower).await.expect("in time").unwrap();
+    assert!(!copy.restarts.contains(&Restart::Mirror(ResyncReason::Refreshed)), "{:?}", copy.restarts);
+    assert!(copy.restarts.contains(&Restart::Mirror(ResyncReason::Reconnected)), "{:?}", copy.restarts);
+    let there = client.kv_client().get("/k/", Some(GetOptions::new().with_prefix())).await.unwrap();
+    let there: Vec<_> = there.kvs().iter().map(|kv| (kv.key_str().unwrap(), kv.mod_revision())).collect();
+    let known: Vec<_> = copy.keys.values().map(|kv| (kv.key.as_str(), kv.mod_revision)).collect();
+    assert_eq!(known, there);
 }
 
 #[tokio::test]

@@ -16,6 +16,9 @@ use tokio::sync::broadcast::{
 
 use crate::mirror::ResyncReason;
 
+/// Batches that wait at most, whatever was chosen: their places are there from the beginning.
+const LONGEST_QUEUE: usize = 1 << 20;
+
 /// Why a subscriber is given the full state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Restart {
@@ -67,9 +70,9 @@ struct Inner<S: State> {
 }
 
 impl<S: State> Feed<S> {
-    /// A feed that keeps so many batches for slow subscribers.
+    /// A feed that keeps so many batches for slow subscribers, within reason.
     pub(super) fn new(state: S, queue: usize) -> Arc<Self> {
-        let events = Some(broadcast::Sender::new(queue.max(1)));
+        let events = Some(broadcast::Sender::new(queue.clamp(1, LONGEST_QUEUE)));
         Arc::new(Self { inner: RwLock::new(Inner { state, events }) })
     }
 

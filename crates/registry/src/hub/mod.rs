@@ -50,10 +50,11 @@ use crate::{
 /// How a [`Registry`] watches.
 #[derive(Clone, Debug)]
 pub struct HubOptions {
-    /// About how often every prefix is fetched anew beside its watch; see [`MirrorOptions::refresh`].
+    /// About how often every prefix is fetched anew beside its watch, one second at least; `None`, the default, for
+    /// never. Subscribers hear of it only if the watch had missed something. See [`MirrorOptions::refresh`].
     pub refresh: Option<Duration>,
     /// How many of etcd's messages wait for a subscriber that is slow, at most; a message holds a change, or several
-    /// that came together. Who falls further behind gets the full state instead.
+    /// that came together. Who falls further behind gets the full state instead. From 1 to 2^20; 1024 unless chosen.
     pub queue: usize,
 }
 
