@@ -58,3 +58,8 @@ pub use resolve::{Addresses, Resolution, Resolver, SystemLookup};
 pub use view::View;
 pub use waypost_balance::Strategy;
 pub use waypost_catalog as catalog;
+
+/// The guide's examples, compiled as those of this documentation.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/library.md")]
+struct Guide;
