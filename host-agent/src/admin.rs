@@ -1,6 +1,6 @@
 //! The admin HTTP server on loopback: whether the agent lives and is ready, its metrics, and what it serves.
 
-use std::{collections::BTreeMap, io, net::SocketAddr};
+use std::{io, net::SocketAddr};
 
 use axum::{
     Json, Router,
@@ -13,9 +13,10 @@ use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use waypost_catalog::{Catalog, Node, Service};
+use waypost_catalog::{Catalog, Service};
 
 use crate::{
+    api::types::Node,
     metrics::{self, Sources},
     published::Staleness as _,
 };
@@ -103,7 +104,7 @@ async fn catalog(State(sources): State<Sources>) -> Response {
     }
 }
 
-/// The catalog as JSON. It may be large: it is written from where it is, and nothing of it copied before.
+/// The catalog as JSON. It may be large: it is written from where it is, one node at a time.
 #[derive(Serialize)]
 struct Dump<'a> {
     version: u64,
@@ -127,36 +128,7 @@ struct Nodes<'a>(&'a Service);
 
 impl Serialize for Nodes<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(self.0.nodes().map(DumpedNode::of))
-    }
-}
-
-#[derive(Serialize)]
-struct DumpedNode<'a> {
-    address: SocketAddr,
-    weight: u32,
-    health: &'static str,
-    protocol: &'static str,
-    id: &'a str,
-    zone: &'a str,
-    version: &'a str,
-    tags: &'a [String],
-    metadata: &'a BTreeMap<String, String>,
-}
-
-impl<'a> DumpedNode<'a> {
-    fn of(node: &'a Node) -> Self {
-        Self {
-            address: node.address,
-            weight: node.weight,
-            health: node.health.as_str(),
-            protocol: node.protocol.as_str(),
-            id: &node.id,
-            zone: &node.zone,
-            version: &node.version,
-            tags: &node.tags,
-            metadata: &node.metadata,
-        }
+        serializer.collect_seq(self.0.nodes().map(Node::from))
     }
 }
 
@@ -168,7 +140,7 @@ mod tests {
         io::{AsyncReadExt as _, AsyncWriteExt as _},
         net::TcpStream,
     };
-    use waypost_catalog::ServiceName;
+    use waypost_catalog::{Node, ServiceName};
     use waypost_registry::{ConnectOptions, Connector};
 
     use super::*;

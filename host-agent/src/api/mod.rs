@@ -2,7 +2,7 @@
 //!
 //! * [`types`]: the bodies of requests and answers, for the server, its clients and the OpenAPI document alike.
 //! * [`router`]: every route, with its document. [`tcp`] serves it on loopback; on the Unix socket it stands beside gRPC.
-//! * [`problem`] and [`extract`]: what is wrong with a request, and what it carries.
+//! * [`problem`] and `extract`: what is wrong with a request, and what it carries.
 //! * Everything else is one group of routes, or the pure part of one.
 
 pub(crate) mod catalog;
