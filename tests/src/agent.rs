@@ -5,12 +5,9 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use http_body_util::Full;
-use hyper::{Method, Request};
 use serde::Serialize;
 
 use crate::authority::{Authority, Identity};
-use crate::http::Reply;
 use crate::process::{Process, Signal};
 use crate::scene::Scene;
 use crate::{http, ports, stats, tools, wait};
@@ -121,30 +118,18 @@ pub struct ServiceConfig {
 /// Table `service.check`.
 #[derive(Debug, Clone, Serialize)]
 pub struct CheckConfig {
-    /// `http`, `tcp`, `grpc`, `exec` or `ttl`.
+    /// `http` or `tcp`.
     #[serde(rename = "type")]
     pub kind: String,
-    /// Its other keys.
-    #[serde(flatten)]
-    pub settings: toml::Table,
-}
-
-impl CheckConfig {
-    /// With the agent's defaults.
-    pub fn new(kind: &str) -> Self {
-        Self { kind: kind.to_owned(), settings: toml::Table::new() }
-    }
-
-    /// Sets a key.
-    pub fn set(mut self, key: &str, value: impl Into<toml::Value>) -> Self {
-        self.settings.insert(key.to_owned(), value.into());
-        self
-    }
-
-    /// Asks often: two failures make the service critical, one pass restores it.
-    pub fn quick(self) -> Self {
-        self.set("interval", "200ms").set("rise", 1).set("fall", 2)
-    }
+    /// Path of an HTTP check.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// Time between two checks.
+    pub interval: String,
+    /// Passes in a row that make it passing.
+    pub rise: u32,
+    /// Failures in a row that make it critical.
+    pub fall: u32,
 }
 
 impl AgentConfig {
@@ -245,13 +230,14 @@ impl ServiceConfig {
     }
 
     /// A quick check of `/healthz`: two failures make it critical, one pass restores it.
-    pub fn checked(self) -> Self {
-        self.check(CheckConfig::new("http").set("path", "/healthz").quick())
-    }
-
-    /// Its check.
-    pub fn check(mut self, check: CheckConfig) -> Self {
-        self.check = Some(check);
+    pub fn checked(mut self) -> Self {
+        self.check = Some(CheckConfig {
+            kind: "http".to_owned(),
+            path: Some("/healthz".to_owned()),
+            interval: "200ms".to_owned(),
+            rise: 1,
+            fall: 2,
+        });
         self
     }
 }
@@ -288,6 +274,11 @@ pub struct Agent {
 impl Agent {
     /// Writes the configuration and starts nothing yet: Envoy can already be told the socket.
     pub fn prepare(scene: &Scene, config: &AgentConfig) -> Result<Self> {
+        Self::prepare_with(scene, config, Vec::new())
+    }
+
+    /// As [`Self::prepare`], with variables in its environment.
+    pub fn prepare_with(scene: &Scene, config: &AgentConfig, environment: Vec<(String, String)>) -> Result<Self> {
         let directory = scene.path();
         let name = format!("agent-{}", config.node);
         let file = directory.join(format!("{name}.toml"));
@@ -296,7 +287,7 @@ impl Agent {
             state: directory.join(format!("{name}.state")),
             socket: directory.join(format!("{name}.sock")),
             admin: ports::local()?,
-            process: scene.process(&name, tools::waypost()?, args),
+            process: scene.process(&name, tools::waypost()?, args).environment(environment),
             file,
             name,
         };
@@ -354,13 +345,6 @@ impl Agent {
     pub async fn metric(&self, name: &str, labels: &[(&str, &str)]) -> Result<f64> {
         let text = http::get_text(self.admin, "/metrics").await?;
         Ok(stats::prometheus(&text, name, labels).unwrap_or(0.0))
-    }
-
-    /// One call of its local API.
-    pub async fn call(&self, method: Method, path: &str, body: Option<&serde_json::Value>) -> Result<Reply> {
-        let body = body.map(serde_json::to_vec).transpose()?.unwrap_or_default();
-        let request = Request::builder().method(method).uri(path).header("content-type", "application/json");
-        http::send_unix(&self.socket, request.body(Full::from(body))?).await
     }
 
     /// SIGKILL.

@@ -1,4 +1,5 @@
 //! A real etcd of one or three members: start, stop, wipe, and what `etcdctl` would be used for.
+mod data;
 mod users;
 
 use std::net::SocketAddr;
@@ -64,6 +65,7 @@ impl<'a> EtcdOptions<'a> {
 
 struct Member {
     client: SocketAddr,
+    peer: SocketAddr,
     data: PathBuf,
     process: Process,
 }
@@ -141,7 +143,7 @@ impl Etcd {
                 "--log-level=warn".to_owned(),
             ];
             let args = args.into_iter().chain(arguments.iter().cloned());
-            Member { client: *client, data, process: scene.process(&name, program.clone(), args) }
+            Member { client: *client, peer: *peer, data, process: scene.process(&name, program.clone(), args) }
         });
         let members = members.collect();
         let tls = match tls {
@@ -173,22 +175,6 @@ impl Etcd {
     /// SIGKILL to one member.
     pub async fn kill_member(&self, index: usize) -> Result<()> {
         self.member(index)?.process.kill().await
-    }
-
-    /// SIGKILL to every member that runs.
-    pub async fn kill_all(&self) -> Result<()> {
-        for member in self.members.iter().filter(|member| member.process.pid().is_some()) {
-            member.process.kill().await?;
-        }
-        Ok(())
-    }
-
-    /// Removes the data of every member; none may run.
-    pub fn forget_all(&self) -> Result<()> {
-        for member in &self.members {
-            std::fs::remove_dir_all(&member.data)?;
-        }
-        Ok(())
     }
 
     /// SIGKILL to the only member.

@@ -7,7 +7,7 @@ use anyhow::Result;
 use bytes::{Bytes, BytesMut};
 use serde::Serialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -59,11 +59,12 @@ enum Chunk {
     Lost,
 }
 
-/// What holds now, and how often open connections were given up.
+/// What holds now, and how often open connections were made half-open, or reset: what follows at once undoes neither.
 #[derive(Debug, Clone, Copy)]
 struct State {
     fault: Fault,
     generation: u64,
+    resets: u64,
 }
 
 /// Stands in front of one address, on a port of its own, until dropped.
@@ -78,7 +79,7 @@ impl FaultProxy {
     pub async fn start(target: SocketAddr) -> Result<Self> {
         let address = ports::local()?;
         let listener = listen(address)?;
-        let (fault, faults) = watch::channel(State { fault: Fault::Pass, generation: 0 });
+        let (fault, faults) = watch::channel(State { fault: Fault::Pass, generation: 0, resets: 0 });
         let task = AbortOnDrop(tokio::spawn(accept(listener, address, target, faults)));
         Ok(Self { address, fault, _task: task })
     }
@@ -88,9 +89,17 @@ impl FaultProxy {
         self.address
     }
 
+    /// What happens now.
+    pub fn fault(&self) -> Fault {
+        self.fault.borrow().fault
+    }
+
     /// Changes what happens from now on.
     pub fn set(&self, fault: Fault) {
-        self.fault.send_modify(|state| state.fault = fault);
+        self.fault.send_modify(|state| {
+            state.fault = fault;
+            state.resets += u64::from(matches!(fault, Fault::Reset | Fault::Refuse));
+        });
     }
 
     /// The connections that are open now become half-open for good; new ones are served.
@@ -141,21 +150,25 @@ async fn serve(client: TcpStream, target: SocketAddr, mut faults: watch::Receive
     // Reset rather than closed: what was cut off says no good-bye.
     let _ = client.set_zero_linger();
     let relay = relay(client, target, faults.clone());
+    let State { fault, resets, .. } = *faults.borrow();
+    if matches!(fault, Fault::Reset | Fault::Refuse) {
+        return;
+    }
     tokio::select! {
         () = relay => {}
-        _ = faults.wait_for(|state| matches!(state.fault, Fault::Reset | Fault::Refuse)) => {}
+        _ = faults.wait_for(|state| state.resets > resets) => {}
     }
 }
 
-async fn relay(client: TcpStream, target: SocketAddr, mut faults: watch::Receiver<State>) {
+async fn relay(mut client: TcpStream, target: SocketAddr, mut faults: watch::Receiver<State>) {
     // Accepted while bytes are swallowed: open, and served only after that.
     if faults.wait_for(|state| state.fault != Fault::Swallow).await.is_err() {
         return;
     }
-    let Ok(server) = TcpStream::connect(target).await else { return };
+    let Ok(mut server) = TcpStream::connect(target).await else { return };
     let _ = server.set_nodelay(true).and(client.set_nodelay(true));
-    let (client_read, client_write) = client.into_split();
-    let (server_read, server_write) = server.into_split();
+    let (client_read, client_write) = client.split();
+    let (server_read, server_write) = server.split();
     tokio::join!(
         pump(client_read, server_write, Direction::ToServer, faults.clone()),
         pump(server_read, client_write, Direction::ToClient, faults.clone())
@@ -163,23 +176,19 @@ async fn relay(client: TcpStream, target: SocketAddr, mut faults: watch::Receive
 }
 
 /// Carries one direction to its end.
-async fn pump(from: OwnedReadHalf, mut to: OwnedWriteHalf, direction: Direction, faults: watch::Receiver<State>) {
+async fn pump(from: ReadHalf<'_>, to: WriteHalf<'_>, direction: Direction, faults: watch::Receiver<State>) {
     let (queue, queued) = mpsc::channel(QUEUE);
-    let (intact, ()) = tokio::join!(take(from, queue, direction, faults.clone()), give(queued, &mut to, faults));
-    if !intact {
-        // Dropping it would tell the other end.
-        to.forget();
-    }
+    tokio::join!(take(from, queue, direction, faults.clone()), give(queued, to, faults));
 }
 
 /// Reads to the end. What is read while bytes are swallowed is lost, and so the connection is broken for good: it is
-/// never passed on again with a hole in it, nor does its end arrive. False if it was broken.
+/// never passed on again with a hole in it, nor does its end arrive.
 async fn take(
-    mut from: OwnedReadHalf,
+    mut from: ReadHalf<'_>,
     queue: mpsc::Sender<Chunk>,
     direction: Direction,
     mut faults: watch::Receiver<State>,
-) -> bool {
+) {
     let mut queue = Some(queue);
     let mut broken = false;
     let generation = faults.borrow().generation;
@@ -211,11 +220,10 @@ async fn take(
         // Fails if the writer has ended already.
         let _ = queue.send(Chunk::Lost).await;
     }
-    !broken
 }
 
 /// Writes what was read, when it is due, and closes after the last of it, unless that was lost.
-async fn give(mut queued: mpsc::Receiver<Chunk>, to: &mut OwnedWriteHalf, faults: watch::Receiver<State>) {
+async fn give(mut queued: mpsc::Receiver<Chunk>, mut to: WriteHalf<'_>, faults: watch::Receiver<State>) {
     while let Some(chunk) = queued.recv().await {
         let Chunk::Bytes(due, mut bytes) = chunk else { return };
         tokio::time::sleep_until(due).await;
@@ -296,6 +304,13 @@ mod tests {
         assert_ne!(ping(&mut stream).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
         let mut fresh = TcpStream::connect(proxy.address()).await.unwrap();
         assert_ne!(ping(&mut fresh).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        // However short it is, it ends what was open.
+        proxy.set(Fault::Pass);
+        let mut stream = TcpStream::connect(proxy.address()).await.unwrap();
+        ping(&mut stream).await.unwrap();
+        proxy.set(Fault::Reset);
+        proxy.set(Fault::Pass);
+        assert_eq!(stream.read(&mut [0; 1]).await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
     }
 
     #[tokio::test]

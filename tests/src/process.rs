@@ -22,6 +22,7 @@ pub struct Process {
     name: String,
     program: PathBuf,
     args: Vec<String>,
+    environment: Vec<(String, String)>,
     log: PathBuf,
     slot: Arc<Slot>,
 }
@@ -48,7 +49,14 @@ pub(crate) struct Slot {
 
 impl Process {
     pub(crate) fn new(name: &str, program: PathBuf, args: Vec<String>, log: PathBuf) -> Self {
-        Self { name: name.to_owned(), program, args, log, slot: Arc::new(Slot { child: Mutex::new(None) }) }
+        let slot = Arc::new(Slot { child: Mutex::new(None) });
+        Self { name: name.to_owned(), program, args, environment: Vec::new(), log, slot }
+    }
+
+    /// Has it started with these variables too.
+    pub fn environment(mut self, environment: Vec<(String, String)>) -> Self {
+        self.environment = environment;
+        self
     }
 
     pub(crate) fn slot(&self) -> Arc<Slot> {
@@ -75,6 +83,7 @@ impl Process {
         }
         let log = OpenOptions::new().create(true).append(true).open(&self.log)?;
         let mut command = Command::new(&self.program);
+        command.envs(self.environment.iter().cloned());
         command.args(&self.args).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
         *child = Some(spawn(command).with_context(|| format!("cannot start {}", self.program.display()))?);
         Ok(())

@@ -16,6 +16,13 @@ pub fn tool(name: &str) -> Result<PathBuf> {
     existing(folder.map_or_else(|| root().join(".tools/bin"), PathBuf::from).join(name))
 }
 
+/// Whether this version of etcd has a setting.
+pub fn etcd_knows(setting: &str) -> Result<bool> {
+    let help = std::process::Command::new(tool("etcd")?).arg("--help").output()?;
+    let text = [help.stdout, help.stderr].concat();
+    Ok(String::from_utf8_lossy(&text).contains(&format!("--{setting}")))
+}
+
 /// The `waypost` binary of the release build, or the one that `WAYPOST_BIN` names.
 pub fn waypost() -> Result<PathBuf> {
     existing(match std::env::var_os("WAYPOST_BIN") {

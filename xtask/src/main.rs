@@ -1,4 +1,4 @@
-//! Developer commands: `cargo xtask setup`, `build`, `test`, `demo`, `bench`, `interop`.
+//! Developer commands: `cargo xtask setup`, `build`, `test`, `demo`, `bench`, `interop`, `chaos`.
 //!
 //! This crate imports nothing else of the workspace: it brings the protoc that the rest needs to be compiled.
 #![forbid(unsafe_code)]
@@ -15,9 +15,11 @@ mod tests_run;
 mod toolchain;
 mod ui;
 
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 
 use crate::artefacts::Scope;
@@ -64,6 +66,23 @@ enum Task {
         #[arg(long)]
         if_available: bool,
     },
+    /// Do every fault to etcd, its links and the agents, in rounds drawn from a seed, and judge what came of it
+    ///
+    /// Ends with the first round that breaks a promise of docs/robustness.md; the round's history is kept.
+    Chaos {
+        /// Draw the rounds from this; without it from a seed of its own, which is printed
+        #[arg(long)]
+        seed: Option<u64>,
+        /// Begin no round after so many; one is run at least
+        #[arg(long, default_value_t = 5.0)]
+        minutes: f64,
+        /// The folder of another version of etcd, with its etcd, etcdctl and, from 3.5 on, etcdutl
+        #[arg(long, value_name = "FOLDER")]
+        etcd: Option<PathBuf>,
+        /// This fault alone, again and again
+        #[arg(long, value_name = "NAME")]
+        scenario: Option<String>,
+    },
     /// Show it at work: etcd, two agents, five servers, Envoy, and what happens when things change and fail
     Demo,
     /// Print the figures: cost per request, one pick, put to first request, memory
@@ -98,6 +117,17 @@ fn run(task: Task) -> Result<()> {
         Task::Interop { if_available } => {
             artefacts::build(&places, &ui, Scope::Filter, &["interop"])?;
             interop::interop(&places, &ui, &places.release("interop"), if_available)
+        }
+        Task::Chaos { seed, minutes, etcd, scenario } => {
+            artefacts::build(&places, &ui, Scope::Filter, &["chaos"])?;
+            let seed = seed.unwrap_or_else(|| RandomState::new().build_hasher().finish() >> 32);
+            let mut chaos = program(&places, "chaos");
+            chaos.arg((minutes.max(0.0) * 60.0).round().to_string()).arg(seed.to_string()).args(scenario);
+            if let Some(folder) = etcd {
+                let folder = folder.canonicalize().with_context(|| format!("there is no {}", folder.display()))?;
+                chaos.env("WAYPOST_ETCD_BIN", folder);
+            }
+            Err(process::become_program(&mut chaos))
         }
         Task::Demo => {
             artefacts::build(&places, &ui, Scope::Filter, &["demo"])?;

@@ -33,8 +33,8 @@ pub enum Change {
     Deleted {
         /// The key.
         key: Key,
-        /// In which revision, where that is told.
-        revision: Option<i64>,
+        /// In which revision.
+        revision: i64,
     },
 }
 
@@ -47,11 +47,11 @@ impl Change {
         }
     }
 
-    /// Whether this is what etcd says, as far as it is told.
-    pub fn is(&self, said: &Self) -> bool {
-        match (self, said) {
-            (Self::Deleted { key, revision: None }, Self::Deleted { key: other, .. }) => key == other,
-            _ => self == said,
+    /// The revision that it led to.
+    pub fn revision(&self) -> i64 {
+        match self {
+            Self::Put(entry) => entry.revision,
+            Self::Deleted { revision, .. } => *revision,
         }
     }
 }
@@ -60,8 +60,7 @@ impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Put(Entry { key, value, revision, .. }) => write!(f, "put of {key} as {value:?} in {revision}"),
-            Self::Deleted { key, revision: Some(revision) } => write!(f, "end of {key} in {revision}"),
-            Self::Deleted { key, revision: None } => write!(f, "end of {key}"),
+            Self::Deleted { key, revision } => write!(f, "end of {key} in {revision}"),
         }
     }
 }
@@ -158,7 +157,7 @@ pub enum What {
         owner: String,
         /// Whether it can.
         linked: bool,
-        /// How long a request that was under way on the broken link may take to be given up.
+        /// How long what was under way on a link that swallowed it may take to be given up.
         #[serde(serialize_with = "seconds")]
         grace: Duration,
     },
@@ -186,16 +185,27 @@ pub enum What {
         /// How.
         change: Change,
     },
-    /// A mirror tells its consumer the full state.
+    /// A mirror tells its consumer, or a subscriber is told, the full state.
     Told {
         /// Which mirror.
         observer: String,
         /// Every key.
         entries: Vec<Entry>,
+        /// At which revision.
+        revision: i64,
         /// Why.
         reason: String,
     },
-    /// A mirror tells its consumer what changed.
+    /// A subscriber is told what a key was before the change that he is told of next.
+    ToldOld {
+        /// Which subscriber.
+        observer: String,
+        /// Which key.
+        key: Key,
+        /// `None`: it was not there.
+        old: Option<Entry>,
+    },
+    /// What changed since is told.
     ToldChanges {
         /// Which mirror.
         observer: String,

@@ -4,9 +4,12 @@
 //! * [`checker`]: the rules, as pure functions of a history.
 //! * [`recorder`]: etcd's own word, watched apart from everything that is tested.
 //! * [`world`]: etcd behind fault proxies, agents, and users of the registry in this process.
-//! * [`scenarios`]: one fault after the other, by name.
+//! * [`scenarios`]: one fault after the other, by name; [`random`]: many of them from one seed.
+pub mod access;
 pub mod checker;
+pub mod clock;
 pub mod history;
+pub mod random;
 pub mod recorder;
 pub mod scenarios;
 pub mod users;

@@ -117,7 +117,7 @@ impl Task {
                 continue;
             }
             let change = match found.version() {
-                0 => Change::Deleted { key: entry.key, revision: Some(entry.revision) },
+                0 => Change::Deleted { key: entry.key, revision: entry.revision },
                 _ => Change::Put(entry),
             };
             self.log.add(What::Said { change });

@@ -4,10 +4,9 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use tokio::sync::mpsc;
 use waypost_registry::{
-    Connector, KeyChange, KeyValue, Mirror, MirrorEvent, MirrorOptions, Registrar, RegistrarOptions, Registration,
-    RegistrationHandle, Shutdown,
+    Connector, KeyChange, KeyEvent, KeyValue, Mirror, MirrorEvent, MirrorOptions, Registrar, RegistrarOptions,
+    Registration, RegistrationHandle, Registry, Shutdown,
 };
 
 use crate::chaos::history::{Change, Entry, Log, Wanted, What};
@@ -78,47 +77,77 @@ impl Keys {
     }
 }
 
-/// A mirror, whose events are recorded when its consumer takes them.
+/// A mirror, or a subscription, whose events are recorded when its consumer takes them.
 pub struct Observer {
-    _mirror: Mirror,
     _task: AbortOnDrop<()>,
 }
 
 impl Observer {
     /// Mirrors a prefix; the consumer takes that long for each event.
-    pub fn start(connector: Connector, log: Log, name: &str, prefix: &str, pace: Duration) -> Self {
+    pub fn mirror(connector: Connector, log: Log, name: &'static str, prefix: &str, pace: Duration) -> Self {
         log.observer(name, prefix);
-        let (mirror, events) = Mirror::start(connector, MirrorOptions::new(prefix));
-        let task = AbortOnDrop(tokio::spawn(record(events, log, name.to_owned(), pace)));
-        Self { _mirror: mirror, _task: task }
-    }
-}
-
-async fn record(mut events: mpsc::Receiver<MirrorEvent>, log: Log, observer: String, pace: Duration) {
-    while let Some(event) = events.recv().await {
-        let observer = observer.clone();
-        log.add(match event {
-            MirrorEvent::Synced { entries, reason, .. } => What::Told {
-                observer,
-                entries: entries.iter().map(|entry| self::entry(entry)).collect(),
-                reason: reason.to_string(),
-            },
-            MirrorEvent::Changed { changes, .. } => {
-                What::ToldChanges { observer, changes: changes.iter().map(change).collect() }
+        let (mirror, mut events) = Mirror::start(connector, MirrorOptions::new(prefix));
+        let task = async move {
+            let _mirror = mirror;
+            while let Some(event) = events.recv().await {
+                log.add(mirrored(name, event));
+                tokio::time::sleep(pace).await;
             }
-        });
-        tokio::time::sleep(pace).await;
+        };
+        Self { _task: AbortOnDrop(tokio::spawn(task)) }
+    }
+
+    /// Subscribes to the keys of a prefix; the subscriber takes that long for each event.
+    pub fn subscriber(registry: &Registry, log: Log, name: &'static str, prefix: &str, pace: Duration) -> Result<Self> {
+        log.observer(name, prefix);
+        let mut subscription = registry.keys(prefix)?.subscribe();
+        let task = async move {
+            while let Some(event) = subscription.next().await {
+                subscribed(name, event).into_iter().for_each(|what| log.add(what));
+                tokio::time::sleep(pace).await;
+            }
+        };
+        Ok(Self { _task: AbortOnDrop(tokio::spawn(task)) })
     }
 }
 
-fn change(change: &KeyChange) -> Change {
-    match change {
-        KeyChange::Put(put) => Change::Put(entry(put)),
-        KeyChange::Delete { key, revision } => Change::Deleted { key: key.clone(), revision: Some(*revision) },
+fn mirrored(name: &str, event: MirrorEvent) -> What {
+    let observer = name.to_owned();
+    match event {
+        MirrorEvent::Synced { entries, reason, revision } => What::Told {
+            observer,
+            entries: entries.iter().map(|entry| self::entry(entry)).collect(),
+            revision,
+            reason: reason.to_string(),
+        },
+        MirrorEvent::Changed { changes, .. } => {
+            let change = |change: &KeyChange| match change {
+                KeyChange::Put(put) => Change::Put(entry(put)),
+                KeyChange::Delete { key, revision } => Change::Deleted { key: key.clone(), revision: *revision },
+            };
+            What::ToldChanges { observer, changes: changes.iter().map(change).collect() }
+        }
     }
 }
 
-pub(super) fn entry(found: &KeyValue) -> Entry {
+fn subscribed(name: &str, event: KeyEvent) -> Vec<What> {
+    let observer = || name.to_owned();
+    let (old, change) = match event {
+        KeyEvent::Resynchronised { reason, entries, revision } => {
+            let entries = entries.iter().map(|entry| self::entry(entry)).collect();
+            return vec![What::Told { observer: observer(), entries, revision, reason: reason.to_string() }];
+        }
+        KeyEvent::Added(new) => (None, Change::Put(entry(&new))),
+        KeyEvent::Changed { old, new } => (Some(entry(&old)), Change::Put(entry(&new))),
+        KeyEvent::Removed { old, revision } => (Some(entry(&old)), Change::Deleted { key: old.key.clone(), revision }),
+    };
+    vec![
+        What::ToldOld { observer: observer(), key: change.key().to_owned(), old },
+        What::ToldChanges { observer: observer(), changes: vec![change] },
+    ]
+}
+
+fn entry(found: &KeyValue) -> Entry {
     Entry {
         key: found.key.clone(),
         value: String::from_utf8_lossy(&found.value).into_owned(),

@@ -51,72 +51,34 @@ impl<'a> Part<'a> {
         Self { base, base_revision: epoch.base_revision, changes }
     }
 
-    /// The revision that so many changes led to.
-    pub(super) fn revision_after(&self, count: usize) -> i64 {
-        let last = count.checked_sub(1).and_then(|last| self.changes.get(last));
-        match last {
-            Some(Change::Put(entry)) => entry.revision,
-            Some(Change::Deleted { revision, .. }) => revision.unwrap_or_default(),
-            None => self.base_revision,
-        }
+    /// The last revision that is known.
+    pub(super) fn end(&self) -> i64 {
+        self.changes.last().map_or(self.base_revision, |change| change.revision())
     }
 
-    /// After how many changes the state was this one, and one of `not_before` at least; and, if it never was, what
-    /// differs where the fewest keys did.
-    pub(super) fn places(&self, state: &[Entry], not_before: i64) -> Result<Vec<usize>, Nearest> {
-        let told: BTreeMap<&str, &Entry> = state.iter().map(|entry| (entry.key.as_str(), entry)).collect();
-        let mut held: BTreeMap<&str, &Entry> = self.base.iter().map(|entry| (entry.key.as_str(), *entry)).collect();
-        let mut differing: BTreeMap<&str, ()> = BTreeMap::new();
-        let mut found = Vec::new();
-        let mut nearest = Nearest { count: usize::MAX, what: String::new(), only_lacks: false };
-        for key in told.keys().chain(held.keys()).filter(|key| told.get(*key) != held.get(*key)) {
-            differing.insert(key, ());
-        }
-        for count in 0..=self.changes.len() {
-            if let Some(change) = count.checked_sub(1).and_then(|last| self.changes.get(last)) {
-                let key = change.key();
-                match change {
-                    Change::Put(entry) => _ = held.insert(key, entry),
-                    Change::Deleted { .. } => _ = held.remove(key),
-                }
-                if told.get(key) == held.get(key) {
-                    differing.remove(key);
-                } else {
-                    differing.insert(key, ());
-                }
-            }
-            if self.revision_after(count) < not_before && count < self.changes.len() {
-                continue;
-            }
-            if differing.is_empty() {
-                found.push(count);
-            } else if differing.len() < nearest.count
-                && let Some((key, ())) = differing.first_key_value()
-            {
-                let what = format!(
-                    "at revision {} key {key} is {} in etcd and {} in the mirror, and {} keys differ",
-                    self.revision_after(count),
-                    shown(held.get(key)),
-                    shown(told.get(key)),
-                    differing.len()
-                );
-                nearest = Nearest { count: differing.len(), what, only_lacks: false };
+    /// How many changes led to a revision, and what the state was then.
+    pub(super) fn at(&self, revision: i64) -> (usize, BTreeMap<&'a str, &'a Entry>) {
+        let mut state: BTreeMap<&str, &Entry> = self.base.iter().map(|entry| (entry.key.as_str(), *entry)).collect();
+        let count = self.changes.partition_point(|change| change.revision() <= revision);
+        for change in self.changes.iter().take(count) {
+            match change {
+                Change::Put(entry) => _ = state.insert(&entry.key, entry),
+                Change::Deleted { key, .. } => _ = state.remove(key.as_str()),
             }
         }
-        nearest.only_lacks = differing.keys().all(|key| !told.contains_key(key));
-        if found.is_empty() { Err(nearest) } else { Ok(found) }
+        (count, state)
     }
 }
 
-/// The state most like one that never was.
-pub(super) struct Nearest {
-    count: usize,
-    pub(super) what: String,
-    /// The state has nothing that etcd did not hold in the end.
-    pub(super) only_lacks: bool,
+/// Where two states differ, in words: what is told, and what etcd holds.
+pub(super) fn difference(told: &BTreeMap<&str, &Entry>, held: &BTreeMap<&str, &Entry>) -> Option<String> {
+    let mut keys = told.keys().chain(held.keys()).filter(|key| told.get(*key) != held.get(*key));
+    let first = keys.next()?;
+    let (told, held) = (shown(told.get(first)), shown(held.get(first)));
+    Some(format!("key {first} is told as {told} and is {held} in etcd; {} more differ", keys.count()))
 }
 
-fn shown(entry: Option<&&Entry>) -> String {
+pub(super) fn shown(entry: Option<&&Entry>) -> String {
     match entry {
         Some(Entry { value, lease, revision, .. }) => format!("{value:?} (revision {revision}, lease {lease:x})"),
         None => "absent".into(),

@@ -1,8 +1,9 @@
 //! The rules about mirrors: a full state is one that etcd had, and what is told after it is what etcd did next, change
 //! by change.
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::epochs::{Epoch, Part};
+use super::epochs::{Epoch, Part, difference, shown};
 use super::{Rule, Verdict};
 use crate::chaos::history::{Change, Entry, History, What};
 
@@ -13,6 +14,7 @@ const BEHIND: Duration = Duration::from_secs(2);
 struct Segment<'a> {
     at: Duration,
     entries: &'a [Entry],
+    revision: i64,
     changes: Vec<&'a Change>,
 }
 
@@ -29,6 +31,7 @@ struct Fit {
 pub(super) fn check(history: &History, epochs: &[Epoch<'_>], verdict: &mut Verdict) {
     let end = history.records.last().map_or(Duration::ZERO, |record| record.at);
     for (observer, prefix) in &history.observers {
+        olds(history, observer, verdict);
         let segments = segments(history, observer, verdict);
         let mut current = (0, 0);
         let mut differs = Some("it was never told anything".to_owned());
@@ -58,8 +61,8 @@ fn segments<'a>(history: &'a History, name: &str, verdict: &mut Verdict) -> Vec<
     let mut segments: Vec<Segment<'a>> = Vec::new();
     for record in &history.records {
         match &record.what {
-            What::Told { observer, entries, .. } if observer == name => {
-                segments.push(Segment { at: record.at, entries, changes: Vec::new() });
+            What::Told { observer, entries, revision, .. } if observer == name => {
+                segments.push(Segment { at: record.at, entries, revision: *revision, changes: Vec::new() });
             }
             What::ToldChanges { observer, changes } if observer == name => match segments.last_mut() {
                 Some(segment) => segment.changes.extend(changes),
@@ -110,43 +113,58 @@ impl Segment<'_> {
     /// Holds it against one stretch. `ended`: more may have happened there than is known.
     fn fit(&self, epoch: &Epoch<'_>, prefix: &str, not_before: i64, ended: bool) -> Result<Fit, String> {
         let part = Part::of(epoch, prefix);
-        let known = part.revision_after(part.changes.len());
-        let places = match part.places(self.entries, not_before) {
-            Ok(places) => places,
-            Err(nearest) => {
-                let beyond = self.entries.iter().any(|entry| entry.revision > known) || nearest.only_lacks;
-                if ended && beyond {
-                    return Ok(Fit { revision: known, unverified: self.size(), next: None });
-                }
-                return Err(format!("a full state that etcd never had: {}", nearest.what));
-            }
-        };
-        let mut why = String::new();
-        // The same state may have been more than once: then what follows tells which time it was.
-        for place in places {
-            match self.follow(&part, place, ended) {
-                Ok(fit) => return Ok(fit),
-                Err(error) => why = error,
-            }
+        if self.revision < not_before {
+            return Err(format!("a full state of revision {} after revision {not_before}", self.revision));
         }
-        Err(why)
-    }
-
-    /// Holds the changes against what etcd did after so many of its own.
-    fn follow(&self, part: &Part<'_>, place: usize, ended: bool) -> Result<Fit, String> {
+        let (place, held) = part.at(self.revision);
+        let told: BTreeMap<&str, &Entry> = self.entries.iter().map(|entry| (entry.key.as_str(), entry)).collect();
+        if let Some(what) = difference(&told, &held) {
+            if ended && self.revision > part.end() {
+                return Ok(Fit { revision: self.revision, unverified: self.size(), next: None });
+            }
+            return Err(format!("a full state that etcd did not have in revision {}: {what}", self.revision));
+        }
         let mut said = part.changes.iter().skip(place);
         for (index, told) in self.changes.iter().enumerate() {
             match said.next() {
-                Some(said) if told.is(said) => {}
+                Some(said) if told == said => {}
                 Some(said) => return Err(format!("told the {told} where etcd's next change is the {said}")),
                 None if ended => {
-                    let revision = part.revision_after(part.changes.len());
-                    return Ok(Fit { revision, unverified: self.changes.len() - index, next: None });
+                    return Ok(Fit { revision: part.end(), unverified: self.changes.len() - index, next: None });
                 }
                 None => return Err(format!("told the {told}, and etcd did no more")),
             }
         }
-        let next = said.next().map(|said| format!("it was not told the {said}"));
-        Ok(Fit { revision: part.revision_after(place + self.changes.len()), unverified: 0, next })
+        let revision = self.changes.last().map_or(self.revision, |change| change.revision());
+        Ok(Fit { revision, unverified: 0, next: said.next().map(|said| format!("it was not told the {said}")) })
+    }
+}
+
+/// What a key is said to have been is what its subscriber was told of it last.
+fn olds(history: &History, name: &str, verdict: &mut Verdict) {
+    let mut copy: BTreeMap<&str, &Entry> = BTreeMap::new();
+    for record in &history.records {
+        match &record.what {
+            What::Told { observer, entries, .. } if observer == name => {
+                copy = entries.iter().map(|entry| (entry.key.as_str(), entry)).collect();
+            }
+            What::ToldChanges { observer, changes } if observer == name => {
+                for change in changes {
+                    match change {
+                        Change::Put(entry) => _ = copy.insert(&entry.key, entry),
+                        Change::Deleted { key, .. } => _ = copy.remove(key.as_str()),
+                    }
+                }
+            }
+            What::ToldOld { observer, key, old } if observer == name => {
+                let (told, known) = (old.as_ref(), copy.get(key.as_str()));
+                if told != known.copied() {
+                    let (told, known) = (shown(told.as_ref()), shown(known));
+                    let what = format!("{name}: key {key} is said to have been {told}, and was {known}");
+                    verdict.violation(Rule::Told, record.at, what);
+                }
+            }
+            _ => {}
+        }
     }
 }

@@ -21,6 +21,12 @@ struct Claim {
     orphan_since: Option<Duration>,
 }
 
+impl Claim {
+    fn new(owner: &str) -> Self {
+        Self { owner: owner.to_owned(), wanted: Wanted::Absent, deviates_since: None, orphan_since: None }
+    }
+}
+
 struct Pass<'a> {
     owners: BTreeMap<&'a str, Owner>,
     claims: BTreeMap<Key, Claim>,
@@ -54,9 +60,8 @@ impl Pass<'_> {
         match what {
             What::Intended { owner, key, wanted } => {
                 self.settle(key, at);
-                let claim =
-                    Claim { owner: owner.clone(), wanted: wanted.clone(), deviates_since: None, orphan_since: None };
-                self.claims.insert(key.clone(), claim);
+                let claim = self.claims.entry(key.clone()).or_insert_with(|| Claim::new(owner));
+                claim.wanted = wanted.clone();
                 self.look(key, at);
             }
             What::Alive { owner, alive } => {
@@ -96,7 +101,11 @@ impl Pass<'_> {
                 self.gone(key, at);
                 self.look(key, at);
             }
-            What::Note { .. } | What::Told { .. } | What::ToldChanges { .. } | What::Catalog { .. } => {}
+            What::Note { .. }
+            | What::Told { .. }
+            | What::ToldOld { .. }
+            | What::ToldChanges { .. }
+            | What::Catalog { .. } => {}
         }
     }
 

@@ -54,9 +54,14 @@ impl Told {
         self.add(What::ToldChanges { observer: "mirror".into(), changes: changes.into_iter().cloned().collect() })
     }
 
+    /// The full state at the revision of its newest key.
     fn full(self, entries: &[(&str, &str, i64)]) -> Self {
+        self.full_at(entries.iter().map(|(_, _, revision)| *revision).max().unwrap_or(1), entries)
+    }
+
+    fn full_at(self, revision: i64, entries: &[(&str, &str, i64)]) -> Self {
         let entries = entries.iter().map(|(key, value, revision)| entry(key, value, *revision)).collect();
-        self.add(What::Told { observer: "mirror".into(), entries, reason: "first".into() })
+        self.add(What::Told { observer: "mirror".into(), entries, revision, reason: "first".into() })
     }
 
     fn foreign(self, key: &str, value: Option<&str>) -> Self {
@@ -102,7 +107,7 @@ fn put(key: &str, value: &str, revision: i64) -> Change {
 }
 
 fn deleted(key: &str, revision: i64) -> Change {
-    Change::Deleted { key: key.into(), revision: Some(revision) }
+    Change::Deleted { key: key.into(), revision }
 }
 
 fn epoch(revision: i64, entries: &[(&str, &str, i64)]) -> What {
@@ -175,6 +180,8 @@ fn a_key_outlives_its_owner_by_its_ttl_and_a_second_at_most() {
     killed().at(9.1).add(What::Note { text: "the end".into() }).breaks(Rule::Outlived);
     killed().at(9.1).alive(true).breaks(Rule::Outlived);
     assert_eq!(killed().at(8.0).delete(OWN, 3).verdict().outlived.map(|span| span.took), Some(TTL));
+    // What is wanted of it meanwhile changes nothing.
+    killed().at(6.0).wants(Some(&node(2))).at(9.1).delete(OWN, 3).serves(&[]).breaks(Rule::Outlived);
 }
 
 #[test]
@@ -217,12 +224,19 @@ fn every_change_told_once_and_in_order_holds_in_one_message_or_in_several() {
 }
 
 #[test]
-fn a_deletion_whose_revision_is_not_told_is_the_next_one_of_its_key() {
-    let untold = Change::Deleted { key: "/waypost/3".into(), revision: None };
-    let run = || registered().at(2.0).foreign("/waypost/3", Some("v")).put("/waypost/3", "v", 3);
-    let run = || run().foreign("/waypost/3", None).said(deleted("/waypost/3", 4));
-    run().told([&untold]).holds();
-    run().told(&[untold.clone(), untold]).breaks(Rule::Told);
+fn what_a_key_is_said_to_have_been_is_what_was_told_last() {
+    let old = |value: Option<(&str, i64)>| What::ToldOld {
+        observer: "mirror".into(),
+        key: "/waypost/3".into(),
+        old: value.map(|(value, revision)| entry("/waypost/3", value, revision)),
+    };
+    let run = || registered().at(2.0).foreign("/waypost/3", Some("a")).foreign("/waypost/3", Some("b"));
+    let run =
+        |first, second| run().add(old(first)).put("/waypost/3", "a", 3).add(old(second)).put("/waypost/3", "b", 4);
+    run(None, Some(("a", 3))).holds();
+    run(None, None).breaks(Rule::Told);
+    run(None, Some(("b", 3))).breaks(Rule::Told);
+    run(Some(("a", 3)), Some(("a", 3))).breaks(Rule::Told);
 }
 
 #[test]
@@ -261,15 +275,7 @@ fn a_full_state_is_one_that_etcd_had_and_never_an_older_one_than_was_told() {
 fn a_full_state_may_lack_what_was_deleted_after_the_last_put() {
     let run = registered().at(2.0).foreign("/waypost/3", Some("v")).put("/waypost/3", "v", 3);
     let run = run.foreign("/waypost/3", None).said(deleted("/waypost/3", 4));
-    run.full(&[(OWN, &node(1), 2)]).holds();
-}
-
-#[test]
-fn a_full_state_that_was_twice_is_the_one_that_the_next_change_follows() {
-    let run = three_puts().foreign("/waypost/5", None).said(deleted("/waypost/5", 6));
-    let run = run.foreign("/waypost/7", Some("v")).said(put("/waypost/7", "v", 7));
-    let full = [(OWN, &*node(1), 2), ("/waypost/3", "v", 3), ("/waypost/4", "v", 4)];
-    run.full(&full).told(&[put("/waypost/7", "v", 7)]).holds();
+    run.full_at(4, &[(OWN, &node(1), 2)]).holds();
 }
 
 #[test]
