@@ -35,6 +35,8 @@ async fn services_that_other_frameworks_registered_are_served() -> Result<()> {
         ("/services/", "dubbo-app"),
         ("/dubbo/", "dubbo-interface"),
         ("/skydns/local/skydns/", "skydns"),
+        ("/apisix/upstreams/", "apisix"),
+        ("/shop/pairs/", "biregister"),
     ];
     let config = config.into_iter().fold(AgentConfig::new("host-a", &etcd.endpoints()), |config, (prefix, format)| {
         config.watch(prefix, format, "http1")
@@ -80,12 +82,34 @@ async fn services_that_other_frameworks_registered_are_served() -> Result<()> {
             "/skydns/local/skydns/east/orders/1".to_owned(),
             json!({"host": ip, "port": port, "priority": 10, "weight": 100, "ttl": 30}).to_string(),
         ),
+        ("/apisix/upstreams/".to_owned(), "init_dir".to_owned()),
+        (
+            "/apisix/upstreams/upstream".to_owned(),
+            json!({"id": "upstream", "type": "roundrobin", "nodes": [
+                {"host": ip, "port": port, "weight": 1, "priority": 0},
+                {"host": "127.0.0.1", "port": 1, "weight": 0, "priority": 0},
+                {"host": "127.0.0.1", "port": 2, "weight": 9, "priority": -1},
+            ]})
+            .to_string(),
+        ),
+        ("/shop/pairs/00000000000000000042".to_owned(), address.to_string()),
     ];
     for (key, value) in entries {
         etcd.put_with_lease(&key, value, lease).await?;
     }
-    let services =
-        ["user.rpc", "kratos", "greeter", "named", "kitex", "hertz", "user-app", "org.shop.Stock", "orders.east"];
+    let services = [
+        "user.rpc",
+        "kratos",
+        "greeter",
+        "named",
+        "kitex",
+        "hertz",
+        "user-app",
+        "org.shop.Stock",
+        "orders.east",
+        "upstream",
+        "pairs",
+    ];
     let envoy = Envoy::prepare(&scene, &agent, &EnvoyOptions::new(&services)).await?;
     envoy.launch()?;
     envoy.wait_ready().await?;
@@ -133,5 +157,52 @@ async fn weights_of_other_frameworks_are_kept_and_a_lease_that_ends_takes_the_no
     for service in services {
         served_by(envoy.load(service), &["heavy"]).await?;
     }
+    scene.close()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_watch_tells_formats_apart_and_finds_nodes_by_the_names_of_their_hosts() -> Result<()> {
+    let scene = Scene::new()?;
+    let etcd = Etcd::start(&scene).await?;
+    let config = AgentConfig::new("host-a", &etcd.endpoints()).watch("/", "auto", "http1");
+    let agent = Agent::start(&scene, &config).await?;
+    let (node, other) = (Upstream::start("a").await?, Upstream::start("b").await?);
+    let (address, port) = (node.address(), node.address().port());
+    let lease = etcd.grant(60).await?;
+    let by_name = format!("localhost:{port}");
+    let entries = [
+        (
+            "/microservices/kratos/h1".to_owned(),
+            json!({"id": "h1", "name": "kratos", "endpoints": [format!("http://{by_name}")]}).to_string(),
+        ),
+        (
+            format!("/services/user-app/{address}"),
+            json!({"Host": "localhost", "Port": port, "Weight": 0, "Enable": true, "Healthy": true}).to_string(),
+        ),
+        (format!("/services/keys/{by_name}"), String::new()),
+        ("/services/values/1".to_owned(), by_name.clone()),
+        ("/skydns/local/orders/1".to_owned(), json!({"host": "localhost", "port": port}).to_string()),
+        ("/apisix/upstreams/upstream".to_owned(), json!({"type": "roundrobin", "nodes": {by_name: 1}}).to_string()),
+        ("/waypost/services/own/1".to_owned(), json!({"address": "localhost", "port": port}).to_string()),
+    ];
+    for (key, value) in entries {
+        etcd.put_with_lease(&key, value, lease).await?;
+    }
+    let services = ["kratos", "user-app", "keys", "values", "orders.local", "upstream", "own"];
+    let envoy = Envoy::prepare(&scene, &agent, &EnvoyOptions::new(&services)).await?;
+    envoy.launch()?;
+    envoy.wait_ready().await?;
+    for service in services {
+        envoy.wait_picking(service).await?;
+        served_by(envoy.load(service), &["a"]).await?;
+    }
+    ensure!(agent.metric("waypost_mirror_undecodable_total", &[]).await? == 0.0, "something could not be read");
+    // A name that is not to be found takes nothing away, and one key's nodes come and go with its value.
+    let nodes = json!({address.to_string(): 1, other.address().to_string(): 1, "nowhere.invalid:80": 1});
+    etcd.put("/apisix/upstreams/upstream", json!({"type": "roundrobin", "nodes": nodes}).to_string()).await?;
+    served_by(envoy.load("upstream"), &["a", "b"]).await?;
+    let nodes = json!([{"host": "localhost", "port": other.address().port(), "weight": 1}]);
+    etcd.put("/apisix/upstreams/upstream", json!({"type": "roundrobin", "nodes": nodes}).to_string()).await?;
+    served_by(envoy.load("upstream"), &["b"]).await?;
     scene.close()
 }

@@ -109,6 +109,8 @@ fn is_number(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     /// A key of each format below the prefix that its framework uses or, where that is up to the user, one of theirs;
@@ -240,6 +242,30 @@ mod tests {
             // The root of dubbo-app, and the folder that many others use.
             let read = recognised("/services/", &format!("/services/{path}"), value);
             assert_eq!(read, Ok((format, "orders".to_owned())), "{path} {value}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_damaged_key_or_value_makes_a_decoder_panic(
+            golden in prop::sample::select(&GOLDEN[..]),
+            damage in any::<(prop::sample::Index, u8, prop::sample::Index, prop::sample::Index)>(),
+        ) {
+            let (format, prefix, path, value, _) = golden;
+            let (at, byte, cut, split) = damage;
+            let key = format!("{prefix}{path}");
+            let mut damaged = value.as_bytes().to_vec();
+            if !damaged.is_empty() {
+                let at = at.index(damaged.len());
+                damaged[at] = byte;
+                damaged.truncate(cut.index(value.len() + 1));
+            }
+            for format in [format, Format::Auto] {
+                for value in [value.as_bytes(), &damaged] {
+                    let _ = format.decode(&key[..split.index(key.len())], &key, value, Protocol::Http1);
+                    let _ = format.decode(prefix, &key[..cut.index(key.len())], value, Protocol::Http1);
+                }
+            }
         }
     }
 
