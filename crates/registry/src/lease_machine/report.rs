@@ -6,7 +6,7 @@ use super::{
     Id, Lease, LeaseMachine,
     entry::{Entry, Need},
 };
-use crate::registrar::{RegistrarStats, RegistrationState, held_by};
+use crate::registrar::{Place, RegistrarStats, RegistrationState, held_by};
 
 impl LeaseMachine {
     /// Forgets the registrations that were to end and whose keys are absent.
@@ -25,11 +25,12 @@ impl LeaseMachine {
     /// Forgets the registrations whose keys somebody else holds, and that were to end then; with key and lease.
     pub(crate) fn take_failed(&mut self) -> Vec<(Id, String, i64)> {
         let lease = self.held().unwrap_or_default();
-        let held = |entry: &Entry| match entry.need(lease, &self.ours) {
-            Need::Free { holder } if entry.fails() => Some((entry.key.clone()?, holder)),
+        let holder = |entry: &Entry| match entry.need(lease, &self.ours) {
+            Need::Free { holder } => Some((entry.key.clone()?, holder)),
             _ => None,
         };
-        let failed = self.entries.iter().filter_map(|(id, entry)| held(entry).map(|(key, holder)| (*id, key, holder)));
+        let failing = self.entries.iter().filter(|(_, entry)| entry.fails());
+        let failed = failing.filter_map(|(id, entry)| holder(entry).map(|(key, holder)| (*id, key, holder)));
         let failed: Vec<_> = failed.collect();
         for (id, key, _) in &failed {
             self.entries.remove(id);
@@ -38,9 +39,12 @@ impl LeaseMachine {
         failed
     }
 
-    /// Every registration's number and state.
-    pub(crate) fn states(&self, now: Instant) -> impl Iterator<Item = (Id, RegistrationState)> {
-        self.entries.iter().map(move |(id, entry)| (*id, self.state(entry, now)))
+    /// Every registration: its key if it is numbered and etcd has taken it, and its state.
+    pub(crate) fn states(&self, now: Instant) -> impl Iterator<Item = (Id, Option<&str>, RegistrationState)> {
+        self.entries.iter().map(move |(id, entry)| {
+            let numbered = matches!(entry.place, Place::Numbered { .. }) && entry.registered.is_some();
+            (*id, entry.key.as_deref().filter(|_| numbered), self.state(entry, now))
+        })
     }
 
     fn state(&self, entry: &Entry, now: Instant) -> RegistrationState {
@@ -66,11 +70,6 @@ impl LeaseMachine {
             (None, Some(trouble)) => RegistrationState::Retrying { cause: trouble.clone() },
             (None, None) => RegistrationState::Pending,
         }
-    }
-
-    /// The key of a numbered registration, once etcd has taken it.
-    pub(crate) fn number(&self, id: Id) -> Option<&str> {
-        self.entries.get(&id).filter(|entry| entry.registered.is_some())?.key.as_deref()
     }
 
     /// The lease that is held, or is to be adopted.

@@ -178,12 +178,10 @@ impl Books {
             watchers.tell(RegistrationState::Failed { cause: cause.clone() });
             watchers.settled(&Err(RegistryError::Held { key, cause }));
         }
-        for (id, state) in self.machine.states(now()) {
+        for (id, number, state) in self.machine.states(now()) {
             let Some(watchers) = self.watchers.get_mut(&id) else { continue };
-            if let Some(number) = self.machine.number(id)
-                && watchers.key.borrow().as_deref() != Some(number)
-            {
-                watchers.key.send_replace(Some(number.to_owned()));
+            if number.is_some() && watchers.key.borrow().as_deref() != number {
+                watchers.key.send_replace(number.map(str::to_owned));
             }
             watchers.tell(state);
         }

@@ -114,10 +114,10 @@ fn numbered() -> (Bench, Vec<String>) {
     bench.etcd.revision = 41;
     for id in 1..=3 {
         bench.machine.register(id, Registration::numbered("/n", id.to_string()));
-        assert_eq!(bench.machine.number(id), None);
+        assert_eq!(bench.number(id), None);
     }
     bench.settle();
-    let names = (1..=3).map(|id| bench.machine.number(id).unwrap().to_owned()).collect();
+    let names = (1..=3).map(|id| bench.number(id).unwrap().to_owned()).collect();
     (bench, names)
 }
 
@@ -140,7 +140,7 @@ fn a_name_that_somebody_else_took_first_is_left_to_them_and_the_next_one_taken()
     }
     foreign(&mut bench, "/n/00000000000000000001");
     bench.settle();
-    assert_eq!(bench.machine.number(1), Some("/n/00000000000000000002"));
+    assert_eq!(bench.number(1), Some("/n/00000000000000000002"));
     assert_eq!(bench.etcd.value("/n/00000000000000000001"), Some("theirs"));
     assert_eq!(bench.etcd.value("/n/00000000000000000002"), Some("ours"));
 }
@@ -154,7 +154,7 @@ fn names_that_others_hold_ahead_of_the_revision_are_passed_over() {
     bench.etcd.revision = 3;
     bench.machine.register(1, Registration::numbered("/n", "ours"));
     bench.settle();
-    assert_eq!(bench.machine.number(1), Some("/n/00000000000000000009"));
+    assert_eq!(bench.number(1), Some("/n/00000000000000000009"));
     assert_eq!(bench.etcd.keys.len(), 6);
 }
 
@@ -165,10 +165,10 @@ fn two_names_of_one_revision_are_never_given_even_while_etcd_refuses_the_first()
     bench.machine.register(1, Registration::numbered("/n", "1"));
     bench.machine.register(2, Registration::numbered("/n", "2"));
     bench.run_for(Duration::from_secs(1));
-    assert_eq!(bench.machine.number(2), Some("/n/00000000000000000002"));
+    assert_eq!(bench.number(2), Some("/n/00000000000000000002"));
     bench.etcd.refuse = None;
     bench.run_for(Duration::from_secs(6));
-    assert_eq!(bench.machine.number(1), Some("/n/00000000000000000001"));
+    assert_eq!(bench.number(1), Some("/n/00000000000000000001"));
     assert_eq!(bench.etcd.keys.len(), 2);
 }
 
@@ -179,7 +179,7 @@ fn a_numbered_key_keeps_its_name_through_every_loss() {
         bench.run_for(THIRD);
         bench.settle();
         for (id, name) in (1..).zip(&names) {
-            assert_eq!((bench.machine.number(id), bench.state(id)), (Some(&**name), RegistrationState::Registered));
+            assert_eq!((bench.number(id), bench.state(id)), (Some(&**name), RegistrationState::Registered));
             assert_eq!(bench.etcd.value(name), Some(&*id.to_string()));
         }
         assert_eq!(bench.etcd.keys.len(), names.len());
@@ -201,10 +201,10 @@ fn a_numbered_key_whose_name_somebody_else_holds_after_a_wipe_gets_another_one()
     foreign(&mut bench, &names[1]);
     bench.run_for(THIRD);
     bench.settle();
-    let name = bench.machine.number(2).unwrap();
+    let name = bench.number(2).unwrap();
     assert!(!names.iter().any(|old| old == name), "{name}");
     assert_eq!((bench.etcd.value(name), bench.etcd.value(&names[1])), (Some("2"), Some("theirs")));
-    assert_eq!((bench.machine.number(1), bench.machine.number(3)), (Some(&*names[0]), Some(&*names[2])));
+    assert_eq!((bench.number(1), bench.number(3)), (Some(&*names[0]), Some(&*names[2])));
 }
 
 #[test]
@@ -216,7 +216,7 @@ fn a_withdrawn_name_that_somebody_else_took_is_replaced_when_it_is_wanted_again(
     bench.run_for(THIRD);
     bench.machine.update(1, b"again".into());
     bench.settle();
-    let name = bench.machine.number(1).unwrap();
+    let name = bench.number(1).unwrap();
     assert!(*name > *names[2], "{name}");
     assert_eq!((bench.etcd.value(name), bench.etcd.value(&names[0])), (Some("again"), Some("theirs")));
 }

@@ -93,7 +93,12 @@ impl Bench {
     }
 
     fn state(&self, id: Id) -> RegistrationState {
-        self.machine.states(self.now).find(|(found, _)| *found == id).unwrap().1
+        self.machine.states(self.now).find(|(found, ..)| *found == id).unwrap().2
+    }
+
+    /// The key of a numbered registration.
+    fn number(&self, id: Id) -> Option<&str> {
+        self.machine.states(self.now).find(|(found, ..)| *found == id)?.1
     }
 
     fn register(&mut self, id: Id, key: &str, value: &str) {

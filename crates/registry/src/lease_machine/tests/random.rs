@@ -45,7 +45,7 @@ fn event() -> impl Strategy<Value = Event> {
 /// The registration's key; before it has one, one that nobody has.
 fn key_of(bench: &Bench, id: Id) -> String {
     match id {
-        NUMBERED => bench.machine.number(id).unwrap_or("/none").to_owned(),
+        NUMBERED => bench.number(id).unwrap_or("/none").to_owned(),
         id => format!("/{id}"),
     }
 }
