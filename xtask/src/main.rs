@@ -85,7 +85,7 @@ enum Task {
     },
     /// Show it at work: etcd, two agents, five servers, Envoy, and what happens when things change and fail
     Demo,
-    /// Print the figures: cost per request, one pick, put to first request, memory
+    /// Print the figures: a request, a pick, a change, a registration, a lock, many of each, memory
     Bench {
         /// Short runs: rough figures in a few minutes
         #[arg(long)]

@@ -4,7 +4,11 @@
 //! Nothing here passes or fails.
 
 mod cpu;
+mod etcd_requests;
+mod fleet;
+mod mirror;
 mod propagation;
+mod registry;
 mod request_cost;
 mod scale;
 mod table;
@@ -23,6 +27,7 @@ struct Effort {
 }
 
 const FULL: Effort = Effort { rounds: 15, requests: 4_000, changes: 200 };
+const PARTS: [&str; 6] = ["requests", "propagation", "scale", "registry", "fleet", "mirror"];
 const QUICK: Effort = Effort { rounds: 3, requests: 1_000, changes: 20 };
 
 #[tokio::main]
@@ -32,8 +37,8 @@ async fn main() -> Result<()> {
     for argument in std::env::args().skip(1) {
         match argument.as_str() {
             "--quick" => effort = QUICK,
-            "requests" | "propagation" | "scale" => parts.push(argument),
-            other => bail!("unknown argument {other:?}: [--quick] [requests] [propagation] [scale]"),
+            part if PARTS.contains(&part) => parts.push(argument),
+            other => bail!("unknown argument {other:?}: --quick, and any of {}", PARTS.join(", ")),
         }
     }
     let wanted = |part: &str| parts.is_empty() || parts.iter().any(|wanted| wanted == part);
@@ -45,6 +50,15 @@ async fn main() -> Result<()> {
     }
     if wanted("scale") {
         scale::run().await?;
+    }
+    if wanted("registry") {
+        registry::run(effort).await?;
+    }
+    if wanted("fleet") {
+        fleet::run().await?;
+    }
+    if wanted("mirror") {
+        mirror::run(effort).await?;
     }
     Ok(())
 }

@@ -10,10 +10,7 @@ use etcd_client::WatchOptions;
 use tokio::time::timeout;
 use waypost_tests::{Agent, AgentConfig, Envoy, EnvoyOptions, Etcd, LoadPlan, Scene, Upstream, load::Caller, ports};
 
-use crate::{
-    Effort,
-    table::{self, milliseconds},
-};
+use crate::{Effort, table};
 
 const NODES: u16 = 1_000;
 const PREFIX: &str = "/waypost/services/big/";
@@ -67,21 +64,16 @@ pub async fn run(effort: Effort) -> Result<()> {
         dropped.push(start.elapsed());
     }
 
-    let row = |name: &str, mut times: Vec<Duration>| {
-        times.sort_unstable();
-        let at = |q: f64| times[((times.len() - 1) as f64 * q).round() as usize];
-        vec![name.to_owned(), milliseconds(at(0.5)), milliseconds(at(0.99)), milliseconds(at(1.0))]
-    };
     table::print(
         &format!(
             "A change at {NODES} nodes, {} times (budget: put to first request served, p99 < 10 ms)",
             effort.changes
         ),
-        &["", "p50", "p99", "max"],
+        &table::TIMES,
         &[
-            row("put to a bare etcd watcher's event", bare),
-            row("put to the first request that the new node serves", served),
-            row("delete to the first request that another node serves", dropped),
+            table::times("put to a bare etcd watcher's event", bare),
+            table::times("put to the first request that the new node serves", served),
+            table::times("delete to the first request that another node serves", dropped),
         ],
     );
     drop(caller);

@@ -24,6 +24,17 @@ pub fn print(title: &str, header: &[&str], rows: &[Vec<String>]) {
     }
 }
 
+/// The header over rows of [`times`].
+pub const TIMES: [&str; 4] = ["", "p50", "p99", "max"];
+
+/// A row of how long something took.
+pub fn times(name: &str, mut times: Vec<Duration>) -> Vec<String> {
+    times.sort_unstable();
+    let at =
+        |q: f64| times.get((times.len().saturating_sub(1) as f64 * q).round() as usize).copied().unwrap_or_default();
+    vec![name.to_owned(), milliseconds(at(0.5)), milliseconds(at(0.99)), milliseconds(at(1.0))]
+}
+
 /// The value that a share `q` (0 to 1) of the values does not exceed.
 pub fn quantile(values: &[f64], q: f64) -> f64 {
     let mut sorted = values.to_vec();
