@@ -269,22 +269,14 @@ impl Effective {
     }
 
     /// A service's nodes as they are to be served.
-    fn nodes(&mut self, service: &ServiceName, now: Instant) -> Vec<Node> {
-        let mut nodes = self.merged(service);
-        if guards(&self.settings, service) {
-            let served = self.catalog.services().get(service);
-            let whole = |address: &SocketAddr| Some(served?.entries().get(address)?.node().clone());
-            let guarded = self.guard.apply(service, nodes.values().map(outline).collect(), now, whole);
-            for node in guarded {
-                nodes.entry(node.address).or_insert(node);
-            }
-        }
-        nodes.into_values().collect()
+    fn nodes(&mut self, service: &ServiceName, now: Instant) -> Vec<Arc<Node>> {
+        let nodes = self.merged(service).into_values().collect();
+        if guards(&self.settings, service) { self.guard.apply(service, nodes, now) } else { nodes }
     }
 
     /// One node per address: a passing one first, then the earlier watch's, and what was served before last.
-    fn merged(&self, service: &ServiceName) -> BTreeMap<SocketAddr, Node> {
-        let mut merged: BTreeMap<SocketAddr, Node> = BTreeMap::new();
+    fn merged(&self, service: &ServiceName) -> BTreeMap<SocketAddr, Arc<Node>> {
+        let mut merged: BTreeMap<SocketAddr, Arc<Node>> = BTreeMap::new();
         for node in self.sources.iter().flat_map(|source| source.view.nodes(service, &self.addresses)) {
             match merged.entry(node.address) {
                 Entry::Vacant(entry) => _ = entry.insert(node),
@@ -296,7 +288,7 @@ impl Effective {
             }
         }
         for (address, entry) in self.remainder.get(service).into_iter().flatten() {
-            merged.entry(*address).or_insert_with(|| entry.node().clone());
+            merged.entry(*address).or_insert_with(|| Arc::clone(entry.shared()));
         }
         merged
     }
@@ -304,11 +296,6 @@ impl Effective {
 
 fn nodes_of(catalog: &Catalog) -> Nodes {
     catalog.services().iter().map(|(name, service)| (name.clone(), service.entries().clone())).collect()
-}
-
-/// What the guard judges by. It keeps every node it is told of, so it is told no more than that.
-fn outline(node: &Node) -> Node {
-    Node { weight: node.weight, health: node.health, id: node.id.clone(), ..Node::at(node.address) }
 }
 
 fn guards(settings: &config::Guard, service: &ServiceName) -> bool {
@@ -322,6 +309,6 @@ fn options(settings: &config::Guard) -> GuardOptions {
 /// Makes what is served now the guard's previous state.
 fn seed(guard: &mut Guard, settings: &config::Guard, catalog: &Catalog, now: Instant) {
     for (name, service) in catalog.services().iter().filter(|(name, _)| guards(settings, name)) {
-        guard.apply(name, service.nodes().map(outline).collect(), now, |_| None);
+        guard.apply(name, service.entries().values().map(|entry| Arc::clone(entry.shared())).collect(), now);
     }
 }

@@ -218,7 +218,7 @@ impl fmt::Debug for ServiceName {
 /// A node with its encoding and hash, computed once and shared by every version of the catalog that holds it.
 #[derive(Debug)]
 pub struct NodeEntry {
-    node: Node,
+    node: Arc<Node>,
     encoded: Bytes,
     hash: u64,
 }
@@ -228,7 +228,8 @@ impl NodeEntry {
     ///
     /// # Errors
     /// As [`Node::encode`].
-    pub fn new(node: Node) -> Result<Self, WireError> {
+    pub fn new(node: impl Into<Arc<Node>>) -> Result<Self, WireError> {
+        let node = node.into();
         let encoded = node.encode()?;
         let hash = node_hash(&encoded);
         Ok(Self { node, encoded, hash })
@@ -239,13 +240,18 @@ impl NodeEntry {
     /// # Errors
     /// As [`Node::decode`].
     pub fn from_encoded(encoded: Bytes) -> Result<Self, WireError> {
-        let node = Node::decode(&encoded)?;
+        let node = Arc::new(Node::decode(&encoded)?);
         let hash = node_hash(&encoded);
         Ok(Self { node, encoded, hash })
     }
 
     /// The node.
     pub fn node(&self) -> &Node {
+        &self.node
+    }
+
+    /// The node, for whoever keeps it too.
+    pub fn shared(&self) -> &Arc<Node> {
         &self.node
     }
 
@@ -281,7 +287,7 @@ pub struct Service {
 impl Service {
     /// Its nodes, in the order of their addresses.
     pub fn nodes(&self) -> impl ExactSizeIterator<Item = &Node> {
-        self.nodes.values().map(|entry| &entry.node)
+        self.nodes.values().map(|entry| &*entry.node)
     }
 
     /// Its nodes with encoding and hash, by address.
@@ -333,9 +339,9 @@ impl Catalog {
     /// Of two nodes at one address the later one counts. `None` if that changes nothing.
     ///
     /// Nodes that cannot be encoded are left out and returned beside it.
-    pub fn updated(
+    pub fn updated<N: Into<Arc<Node>>>(
         &self,
-        changes: impl IntoIterator<Item = (ServiceName, Vec<Node>)>,
+        changes: impl IntoIterator<Item = (ServiceName, Vec<N>)>,
     ) -> (Option<Self>, Vec<(ServiceName, WireError)>) {
         let mut next = Self { version: self.version + 1, ..self.clone() };
         let mut refused = Vec::new();
@@ -344,7 +350,9 @@ impl Catalog {
             let old = next.services.get(&name).map(Arc::as_ref);
             let mut service = Service { changed_in: next.version, ..Service::default() };
             for node in nodes {
-                let known = old.and_then(|old| old.nodes.get(&node.address)).filter(|entry| entry.node == node);
+                let node = node.into();
+                let known = old.and_then(|old| old.nodes.get(&node.address));
+                let known = known.filter(|entry| Arc::ptr_eq(&entry.node, &node) || entry.node == node);
                 let entry = match known {
                     Some(entry) => Arc::clone(entry),
                     None => match NodeEntry::new(node) {

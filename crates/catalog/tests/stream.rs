@@ -198,7 +198,7 @@ fn a_catalog_survives_the_disk_and_a_damaged_one_is_refused() {
 fn the_same_content_is_no_new_version_and_has_the_same_hash_whatever_its_history() {
     let first = changed(&Catalog::default(), vec![("web", nodes(5))]);
     assert!(first.updated([(name("web"), nodes(5))]).0.is_none());
-    assert!(first.updated([(name("none"), vec![])]).0.is_none());
+    assert!(first.updated([(name("none"), Vec::<Node>::new())]).0.is_none());
     let detour = changed(
         &changed(&Catalog::default(), vec![("web", nodes(9)), ("api", nodes(1))]),
         vec![("api", vec![]), ("web", nodes(5))],

@@ -16,6 +16,7 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     net::SocketAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -44,7 +45,7 @@ const LONGEST: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 /// A node that vanished.
 #[derive(Debug)]
 struct Lost {
-    node: Node,
+    node: Arc<Node>,
     at: Instant,
     held_until: Option<Instant>,
 }
@@ -53,29 +54,28 @@ struct Lost {
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// use std::time::{Duration, Instant};
+/// use std::{sync::Arc, time::{Duration, Instant}};
 /// use waypost_catalog::{Node, ServiceName};
 /// use waypost_registry::{Guard, GuardOptions};
 ///
 /// let mut guard = Guard::new(GuardOptions { grace: Duration::from_secs(30), ..GuardOptions::default() });
 /// let (web, now) = (ServiceName::new("web")?, Instant::now());
-/// let nodes = vec![Node::at("10.0.0.5:80".parse()?), Node::at("10.0.0.6:80".parse()?)];
-/// let whole = |address: &_| nodes.iter().find(|node| node.address == *address).cloned();
-/// assert_eq!(guard.apply(&web, nodes.clone(), now, whole).len(), 2);
+/// let nodes = ["10.0.0.5:80".parse()?, "10.0.0.6:80".parse()?].map(|address| Arc::new(Node::at(address)));
+/// assert_eq!(guard.apply(&web, nodes.to_vec(), now).len(), 2);
 ///
 /// // The service is emptied at once: its nodes are kept.
-/// assert_eq!(guard.apply(&web, vec![], now + Duration::from_secs(1), whole).len(), 2);
+/// assert_eq!(guard.apply(&web, vec![], now + Duration::from_secs(1)).len(), 2);
 /// // After the grace they go, unless they came back.
 /// let later = now + Duration::from_secs(32);
 /// assert_eq!(guard.expire(later), [web.clone()]);
-/// assert_eq!(guard.apply(&web, vec![], later, whole).len(), 0);
+/// assert_eq!(guard.apply(&web, vec![], later).len(), 0);
 /// # Ok(()) }
 /// ```
 #[derive(Debug)]
 pub struct Guard {
     options: GuardOptions,
     /// The nodes that could be picked when the service was last applied.
-    present: HashMap<ServiceName, HashMap<SocketAddr, Node>>,
+    present: HashMap<ServiceName, HashMap<SocketAddr, Arc<Node>>>,
     /// What vanished within the window, or is held. No empty maps.
     lost: BTreeMap<ServiceName, BTreeMap<SocketAddr, Lost>>,
     holds: u64,
@@ -90,16 +90,7 @@ impl Guard {
     }
 
     /// A service's nodes as they are to be used: those given, and those held.
-    ///
-    /// The guard remembers every node that it is given, so an outline (address, weight, health, id) may be given for
-    /// it; `whole` is asked for the whole node when one vanishes.
-    pub fn apply(
-        &mut self,
-        service: &ServiceName,
-        mut nodes: Vec<Node>,
-        now: Instant,
-        whole: impl Fn(&SocketAddr) -> Option<Node>,
-    ) -> Vec<Node> {
+    pub fn apply(&mut self, service: &ServiceName, mut nodes: Vec<Arc<Node>>, now: Instant) -> Vec<Arc<Node>> {
         let addresses: HashSet<SocketAddr> = nodes.iter().map(|node| node.address).collect();
         let names = Names::of(&nodes);
         let mut lost = self.lost.remove(service).unwrap_or_default();
@@ -110,21 +101,20 @@ impl Guard {
             !addresses.contains(&node.address) && !moved
         };
         let pickable = || nodes.iter().filter(|node| node.is_pickable());
-        let is_new = |node: &&Node| {
+        let is_new = |node: &&Arc<Node>| {
             !before.contains_key(&node.address) && !lost.contains_key(&node.address) && !names_before.any(&node.id)
         };
         let newcomers = pickable().filter(is_new).count();
-        let present: HashMap<SocketAddr, Node> = pickable().map(|node| (node.address, node.clone())).collect();
+        let present: HashMap<_, _> = pickable().map(|node| (node.address, Arc::clone(node))).collect();
 
         let still_lost =
             |lost: &Lost| gone(&lost.node) && now < lost.held_until.unwrap_or(lost.at + self.options.window);
         let kept: HashSet<SocketAddr> =
             lost.iter().filter(|(_, lost)| still_lost(lost)).map(|(address, _)| *address).collect();
-        let vanished: Vec<Node> = before.values().filter(|node| gone(node)).cloned().collect();
+        let vanished: Vec<_> = before.values().filter(|node| gone(node)).cloned().collect();
         let any_vanished = !vanished.is_empty();
         lost.retain(|address, _| kept.contains(address));
         for node in vanished {
-            let node = whole(&node.address).unwrap_or(node);
             lost.insert(node.address, Lost { node, at: now, held_until: None });
         }
         let mut replaced: Vec<(Instant, SocketAddr)> = lost.iter().map(|(address, lost)| (lost.at, *address)).collect();
@@ -200,7 +190,7 @@ impl Guard {
 struct Names<'a>(HashMap<&'a str, usize>);
 
 impl<'a> Names<'a> {
-    fn of(nodes: impl IntoIterator<Item = &'a Node>) -> Self {
+    fn of(nodes: impl IntoIterator<Item = &'a Arc<Node>>) -> Self {
         let mut names = HashMap::new();
         for node in nodes.into_iter().filter(|node| !node.id.is_empty()) {
             *names.entry(node.id.as_str()).or_default() += 1;
@@ -232,7 +222,7 @@ mod tests {
         numbers.into_iter().map(node).collect()
     }
 
-    fn ports(nodes: &[Node]) -> Vec<u16> {
+    fn ports(nodes: &[Arc<Node>]) -> Vec<u16> {
         let mut ports: Vec<u16> = nodes.iter().map(|node| node.address.port()).collect();
         ports.sort_unstable();
         ports
@@ -252,7 +242,7 @@ mod tests {
 
         fn at(&mut self, seconds: u64, nodes: Vec<Node>) -> Vec<u16> {
             let now = self.start + Duration::from_secs(seconds);
-            ports(&self.guard.apply(&self.service, nodes, now, |_| None))
+            ports(&self.guard.apply(&self.service, nodes.into_iter().map(Arc::new).collect(), now))
         }
 
         fn expire(&mut self, seconds: u64) -> Vec<ServiceName> {
@@ -308,9 +298,9 @@ mod tests {
     #[test]
     fn what_is_held_is_whole_as_it_was_when_it_vanished() {
         let mut bench = Bench::new(GuardOptions::default());
-        bench.at(0, nodes(1..=2));
-        let whole = |address: &SocketAddr| Some(Node { zone: "a".into(), ..Node::at(*address) });
-        let used = bench.guard.apply(&bench.service, vec![], bench.start, whole);
+        bench.at(0, nodes(1..=2).into_iter().map(|node| Node { zone: "a".into(), ..node }).collect());
+        let used = bench.guard.apply(&bench.service, vec![], bench.start);
+        assert_eq!(used.len(), 2);
         assert!(used.iter().all(|node| node.zone == "a"), "{used:?}");
     }
 
@@ -370,7 +360,7 @@ mod tests {
         let mut back = node(1);
         back.weight = 7;
         let now = bench.start + Duration::from_secs(2);
-        let used = bench.guard.apply(&bench.service, vec![back], now, |_| None);
+        let used = bench.guard.apply(&bench.service, vec![Arc::new(back)], now);
         assert_eq!(ports(&used), [1, 2]);
         assert_eq!(used.iter().find(|node| node.address.port() == 1).unwrap().weight, 7);
         assert_eq!(bench.guard.held_nodes(), 1);

@@ -9,6 +9,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     net::SocketAddr,
+    sync::Arc,
 };
 
 use waypost_catalog::{Health, Node, Protocol, ServiceName};
@@ -216,14 +217,16 @@ impl View {
 
     /// A service's nodes, one per address, in the order of their keys. Of several keys with one address a passing
     /// node counts before another, and then the one that changed last. `addresses` are those of hosts' names.
-    pub fn nodes(&self, service: &ServiceName, addresses: &Addresses) -> Vec<Node> {
+    pub fn nodes(&self, service: &ServiceName, addresses: &Addresses) -> Vec<Arc<Node>> {
         let rank = |node: &Node, known: &Known| (node.health == Health::Passing, known.mod_revision);
-        let mut nodes: Vec<(Node, &Known)> = Vec::new();
+        let mut nodes: Vec<(Arc<Node>, &Known)> = Vec::new();
         for known in self.services.get(service).into_iter().flat_map(BTreeMap::values) {
             for found in &known.found {
-                match (found.node(), found.name()) {
-                    (Some(node), _) => nodes.push((node.clone(), known)),
-                    (None, Some(name)) => nodes.extend(found.at(addresses.of(name)).map(|node| (node, known))),
+                match (found.shared(), found.name()) {
+                    (Some(node), _) => nodes.push((Arc::clone(node), known)),
+                    (None, Some(name)) => {
+                        nodes.extend(found.at(addresses.of(name)).map(|node| (Arc::new(node), known)))
+                    }
                     (None, None) => {}
                 }
             }
@@ -235,7 +238,7 @@ impl View {
                 *chosen = index;
             }
         }
-        let is_best = |(index, (node, _)): &(usize, (Node, &Known))| best.get(&node.address) == Some(index);
+        let is_best = |(index, (node, _)): &(usize, (Arc<Node>, &Known))| best.get(&node.address) == Some(index);
         nodes.into_iter().enumerate().filter(is_best).map(|(_, (node, _))| node).collect()
     }
 
@@ -267,8 +270,6 @@ impl View {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::{mirror::ResyncReason, resolve::Resolution};
 

@@ -201,7 +201,7 @@ mod tests {
         let name = ServiceName::new("a").unwrap();
         let first = Arc::new(Catalog::default().updated([(name.clone(), vec![http2])]).0.unwrap());
         let before = builder.apply(Arc::clone(&first), 0, now);
-        let gone = Arc::new(first.updated([(name, vec![])]).0.unwrap());
+        let gone = Arc::new(first.updated([(name, Vec::<Node>::new())]).0.unwrap());
         let snapshot = builder.apply(gone, 1, now);
         assert!(Arc::ptr_eq(&before.clusters["a"], &snapshot.clusters["a"]));
         assert_eq!(healths(&snapshot, "a"), [HealthStatus::Draining]);

@@ -1,6 +1,9 @@
 //! A node as its key and value say it: at an address, or at a host that is known by its name only.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
+};
 
 use waypost_catalog::{Node, Protocol};
 
@@ -11,7 +14,7 @@ use crate::host::{Host, HostName};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
     /// At port `port` of `0.0.0.0` if its host has a name.
-    node: Node,
+    node: Arc<Node>,
     name: Option<HostName>,
 }
 
@@ -36,6 +39,11 @@ impl Found {
 
     /// The node, if its address is known without its host's name being looked up.
     pub fn node(&self) -> Option<&Node> {
+        self.shared().map(Arc::as_ref)
+    }
+
+    /// The same, for whoever keeps it too.
+    pub(crate) fn shared(&self) -> Option<&Arc<Node>> {
         Some(&self.node).filter(|_| self.name.is_none())
     }
 
@@ -45,7 +53,7 @@ impl Found {
         addresses.iter().map(move |ip| Node {
             address: SocketAddr::new(*ip, self.port()),
             id: if addresses.len() == 1 { self.node.id.clone() } else { format!("{}@{ip}", self.node.id) },
-            ..self.node.clone()
+            ..Node::clone(&self.node)
         })
     }
 
@@ -56,12 +64,13 @@ impl Found {
             Host::Address(ip) => (ip, None),
             Host::Name(name) => (IpAddr::V4(Ipv4Addr::UNSPECIFIED), Some(name)),
         };
-        Self { node: Node { id: id.to_owned(), protocol, ..Node::at(SocketAddr::new(ip, port)) }, name }
+        let node = Node { id: id.to_owned(), protocol, ..Node::at(SocketAddr::new(ip, port)) };
+        Self { node: Arc::new(node), name }
     }
 
     /// The same with more that is known of it.
     pub(super) fn with(self, more: impl FnOnce(Node) -> Node) -> Self {
-        Self { node: more(self.node), name: self.name }
+        Self { node: Arc::new(more(Arc::unwrap_or_clone(self.node))), name: self.name }
     }
 
     /// Whether it gets no requests.
@@ -75,7 +84,7 @@ impl Found {
 
     #[cfg(test)]
     pub(super) fn into_node(self) -> Node {
-        self.node
+        Arc::unwrap_or_clone(self.node)
     }
 }
 

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, time::SystemTime};
 
 use clap::Args;
 use serde::Serialize;
-use waypost_catalog::{ServiceName, model};
+use waypost_catalog::ServiceName;
 use waypost_registry::{Addresses, MirrorEvent, MirrorOptions, View, format::rfc3339};
 
 use self::{difference::difference, lines::Lines};
@@ -154,9 +154,9 @@ impl Reading {
 }
 
 fn nodes(view: &View, service: &ServiceName) -> Vec<Node> {
-    let mut nodes: Vec<model::Node> = view.nodes(service, &Addresses::default());
+    let mut nodes = view.nodes(service, &Addresses::default());
     nodes.sort_by_key(|node| node.address);
-    nodes.iter().map(Node::from).collect()
+    nodes.iter().map(|node| Node::from(&**node)).collect()
 }
 
 #[cfg(test)]

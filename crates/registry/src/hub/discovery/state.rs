@@ -180,19 +180,17 @@ impl State for NodeState {
 }
 
 /// The new nodes, those that are as they were taken over, and how they differ from the old ones.
-fn compare(service: &ServiceName, old: &[Arc<Node>], new: Vec<Node>) -> (Nodes, Vec<NodeEvent>) {
+fn compare(service: &ServiceName, old: &[Arc<Node>], new: Vec<Arc<Node>>) -> (Nodes, Vec<NodeEvent>) {
     let mut known: HashMap<SocketAddr, &Arc<Node>> = old.iter().map(|node| (node.address, node)).collect();
     let mut events = Vec::new();
     let service = || service.clone();
     let nodes = new.into_iter().map(|node| match known.remove(&node.address) {
-        Some(same) if **same == node => Arc::clone(same),
+        Some(same) if Arc::ptr_eq(same, &node) || **same == *node => Arc::clone(same),
         Some(old) => {
-            let (old, new) = (Arc::clone(old), Arc::new(node));
-            events.push(NodeEvent::Changed { service: service(), old, new: Arc::clone(&new) });
-            new
+            events.push(NodeEvent::Changed { service: service(), old: Arc::clone(old), new: Arc::clone(&node) });
+            node
         }
         None => {
-            let node = Arc::new(node);
             events.push(NodeEvent::Added { service: service(), node: Arc::clone(&node) });
             node
         }
