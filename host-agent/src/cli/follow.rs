@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, watch};
-use waypost_registry::{Connector, Mirror, MirrorEvent, MirrorOptions, MirrorStatus};
+use waypost_registry::{MirrorEvent, MirrorStatus, NodeEvent, NodeEvents};
 
 use super::{
     exit::Exit,
@@ -43,11 +43,34 @@ impl<E: DeserializeOwned> Follow for Events<E> {
     }
 }
 
-/// A part of etcd, followed. `read` makes events of what happens to the keys.
-pub(super) struct Keys<E, R> {
-    /// Ends with this.
-    _mirror: Mirror,
-    events: mpsc::Receiver<MirrorEvent>,
+/// What happens in etcd.
+pub(super) trait Happenings {
+    /// What happens.
+    type Happening;
+
+    /// The next of it; none once nobody follows etcd any more. Nothing is lost if it is dropped while it waits.
+    async fn next(&mut self) -> Option<Self::Happening>;
+}
+
+impl Happenings for mpsc::Receiver<MirrorEvent> {
+    type Happening = MirrorEvent;
+
+    async fn next(&mut self) -> Option<MirrorEvent> {
+        self.recv().await
+    }
+}
+
+impl Happenings for NodeEvents {
+    type Happening = NodeEvent;
+
+    async fn next(&mut self) -> Option<NodeEvent> {
+        NodeEvents::next(self).await
+    }
+}
+
+/// A part of etcd, followed. `read` makes events of what happens there.
+pub(super) struct Following<H, E, R> {
+    happenings: H,
     status: watch::Receiver<MirrorStatus>,
     /// Whether etcd was reached at all.
     begun: bool,
@@ -55,18 +78,15 @@ pub(super) struct Keys<E, R> {
     read: R,
 }
 
-impl<E, R: FnMut(MirrorEvent) -> Vec<E>> Keys<E, R> {
-    /// Begins.
-    pub(super) fn follow(connector: Connector, options: MirrorOptions, read: R) -> Self {
-        let (mirror, events) = Mirror::start(connector, options);
-        let status = mirror.status();
-        Self { _mirror: mirror, events, status, begun: false, ready: VecDeque::new(), read }
+impl<H: Happenings, E, R: FnMut(H::Happening) -> Vec<E>> Following<H, E, R> {
+    pub(super) fn new(happenings: H, status: watch::Receiver<MirrorStatus>, read: R) -> Self {
+        Self { happenings, status, begun: false, ready: VecDeque::new(), read }
     }
 
-    async fn event(&mut self) -> anyhow::Result<MirrorEvent> {
+    async fn happening(&mut self) -> anyhow::Result<H::Happening> {
         let received = match self.begun {
-            true => self.events.recv().await,
-            false => match tokio::time::timeout(PATIENCE, self.events.recv()).await {
+            true => self.happenings.next().await,
+            false => match tokio::time::timeout(PATIENCE, self.happenings.next()).await {
                 Ok(received) => received,
                 Err(_) => return Err(unread(self.status.borrow().cause.as_deref())),
             },
@@ -75,7 +95,7 @@ impl<E, R: FnMut(MirrorEvent) -> Vec<E>> Keys<E, R> {
     }
 }
 
-impl<E, R: FnMut(MirrorEvent) -> Vec<E>> Follow for Keys<E, R> {
+impl<H: Happenings, E, R: FnMut(H::Happening) -> Vec<E>> Follow for Following<H, E, R> {
     type Event = E;
 
     async fn next(&mut self) -> anyhow::Result<News<E>> {
@@ -84,13 +104,14 @@ impl<E, R: FnMut(MirrorEvent) -> Vec<E>> Follow for Keys<E, R> {
                 return Ok(News::Event(event));
             }
             let mut status = self.status.clone();
+            let begun = self.begun;
             tokio::select! {
                 biased;
-                event = self.event() => {
-                    self.ready.extend((self.read)(event?));
+                happening = self.happening() => {
+                    self.ready.extend((self.read)(happening?));
                     self.begun = true;
                 }
-                Ok(()) = status.changed(), if self.begun => {
+                Ok(()) = status.changed(), if begun => {
                     let now = self.status.borrow_and_update();
                     if let Some(cause) = now.cause.as_ref().filter(|_| !now.synced) {
                         return Ok(News::Interrupted(cause.clone()));

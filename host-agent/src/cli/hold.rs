@@ -4,6 +4,7 @@ use std::{ffi::OsString, process::ExitCode, time::Duration};
 
 use anyhow::Context as _;
 use clap::Args;
+use serde_json::json;
 use waypost_registry::{Election, Held, LockError};
 
 use super::{
@@ -70,6 +71,9 @@ struct Common {
 
 #[derive(Debug, Args)]
 struct Run {
+    /// Say what is held, and that it was lost, as lines of JSON on stderr
+    #[arg(long)]
+    json: bool,
     /// The command and its arguments
     #[arg(value_name = "COMMAND", last = true, required = true)]
     command: Vec<OsString>,
@@ -161,13 +165,23 @@ impl Run {
                 return Ok(Ran::Ended(status));
             }
         };
+        if self.json {
+            eprintln!(
+                "{}",
+                json!({ "event": "held", "name": held.name(), "key": held.key(), "token": held.fencing_token() })
+            );
+        }
         let cause = tokio::select! {
             ended = child::wait(&mut child, signals) => {
                 return ended.map(Ran::Ended).context("cannot wait for the command");
             }
             cause = held.lost() => cause,
         };
-        eprintln!("waypost: {} is not held any more: {cause}; stopping the command", held.name());
+        if self.json {
+            eprintln!("{}", json!({ "event": "lost", "name": held.name(), "cause": cause.to_string() }));
+        } else {
+            eprintln!("waypost: {} is not held any more: {cause}; stopping the command", held.name());
+        }
         child::stop(&mut child).await.context("cannot stop the command")?;
         Ok(Ran::Lost)
     }

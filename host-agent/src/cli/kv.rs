@@ -4,10 +4,10 @@ use std::{collections::BTreeMap, time::SystemTime};
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
-use waypost_registry::{KeyChange, MirrorEvent, MirrorOptions, format::rfc3339};
+use waypost_registry::{KeyChange, Mirror, MirrorEvent, MirrorOptions, format::rfc3339};
 
 use super::{
-    follow::{Keys, News, tell_all},
+    follow::{Following, News, tell_all},
     output::{
         self, Paint, Tone,
         text::{bytes, clock, printable},
@@ -70,7 +70,10 @@ impl Watch {
                     Some(key) => MirrorOptions::single_key(key),
                     None => MirrorOptions::new(prefix.unwrap_or_default()),
                 };
-                tell_all(Keys::follow(connector, options, read), tell).await
+                let (mirror, events) = Mirror::start(connector, options);
+                let outcome = tell_all(Following::new(events, mirror.status(), read), tell).await;
+                mirror.shutdown().await;
+                outcome
             }
         }
     }

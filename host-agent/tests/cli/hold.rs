@@ -56,6 +56,20 @@ fn the_command_runs_under_the_lock_and_its_exit_status_is_passed_on() {
 }
 
 #[test]
+fn what_is_held_and_lost_is_told_to_programs() {
+    let etcd = Etcd::start();
+    let script = "trap 'exit 0' TERM; echo $WAYPOST_FENCING_TOKEN $WAYPOST_LOCK_KEY; while :; do sleep 0.05; done";
+    let mut holder = Running::start(&mut lock(&etcd, &["--json"], &["sh", "-c", script]));
+    let line = holder.line();
+    etcd.ctl(&["del", "--prefix", "jobs/"]);
+    let (code, told) = holder.end();
+    assert_eq!(code, 75);
+    let told: Vec<serde_json::Value> = told.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((told.len(), &told[0]["event"], &told[1]["event"]), (2, &"held".into(), &"lost".into()));
+    assert_eq!(format!("{} {}", told[0]["token"], told[0]["key"].as_str().unwrap()), line);
+}
+
+#[test]
 fn one_waits_for_the_other_and_signals_reach_the_command() {
     let etcd = Etcd::start();
     let script = "trap 'echo hup' HUP; trap 'echo int' INT; trap 'echo term; exit 4' TERM; echo up; \

@@ -80,6 +80,12 @@ fn foreign_formats_are_read_under_their_prefix() {
     let legacy = ["nodes", "--format", "endpoint-key", "--prefix", "/legacy/", "--protocol", "http2"];
     let nodes = json(&mut etcd.waypost(&legacy));
     assert_eq!((&nodes["nodes"][0]["service"], &nodes["nodes"][0]["protocol"]), (&"users".into(), &"http2".into()));
+    // A host that is known by its name.
+    etcd.ctl(&["put", "/named/users/1", "localhost:8080"]);
+    let named = ["--format", "endpoint-value", "--prefix", "/named/"];
+    assert_eq!(printed(etcd.waypost(&["pick", "users"]).args(named)), "127.0.0.1:8080\n");
+    let watch = Running::start(etcd.waypost(&["watch"]).args(named));
+    assert!(watch.line().ends_with("  users  1 node, 1 passing"));
     let (code, errors) = status(&etcd.waypost(&["nodes", "--format", "endpoint-key"]).output().unwrap());
     assert!(code == 2 && errors.contains("--prefix"), "{errors}");
 }
@@ -96,18 +102,17 @@ fn what_changes_is_told_until_a_signal_ends_it() {
     let first = event();
     assert_eq!((&first["event"], &first["services"]["web"][0]["id"]), (&"resynchronised".into(), &"a".into()));
 
+    // One after the other: what comes together may be told as one.
     etcd.ctl(&["put", "/waypost/services/db/x", &node("10.0.0.9", 1, 1, "passing")]);
-    etcd.ctl(&["put", key, &node("10.0.0.1", 80, 3, "critical")]);
-    etcd.ctl(&["del", key]);
     assert!(lines.line().contains("  db   added    10.0.0.9:1   passing, weight 1, zone eu-1, id x  (1 of 1 passing)"));
+    etcd.ctl(&["put", key, &node("10.0.0.1", 80, 3, "critical")]);
     let line = lines.line();
     assert!(line.contains("web  changed  10.0.0.1:80  health passing → critical, weight 1 → 3  (0 of 1"), "{line}");
-    assert!(lines.line().contains("web  removed  10.0.0.1:80  was critical, weight 3"));
     let changed = event();
-    assert_eq!(
-        (&changed["event"], &changed["old"]["weight"], &changed["new"]["weight"]),
-        (&"changed".into(), &1.into(), &3.into())
-    );
+    let weights = (&changed["old"]["weight"], &changed["new"]["weight"]);
+    assert_eq!((&changed["event"], weights), (&"changed".into(), (&1.into(), &3.into())));
+    etcd.ctl(&["del", key]);
+    assert!(lines.line().contains("web  removed  10.0.0.1:80  was critical, weight 3"));
     assert_eq!(event()["event"], "removed");
 
     for (running, sent) in [(&mut lines, Signal::INT), (&mut events, Signal::TERM)] {

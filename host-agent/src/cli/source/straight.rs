@@ -1,15 +1,13 @@
 //! etcd itself as the source: one full reading of a prefix.
 
 use std::{
-    collections::BTreeSet,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use waypost_catalog::{Catalog, ServiceName};
 use waypost_registry::{
-    Addresses, Connector, KeyValue, Mirror, MirrorEvent, MirrorOptions, Resolver, SystemLookup, View, backoff::Backoff,
-    etcd_client::Client,
+    Connector, Discovery, KeyValue, Mirror, MirrorEvent, MirrorOptions, Registry, backoff::Backoff, etcd_client::Client,
 };
 
 use super::{Exit, Layout};
@@ -31,21 +29,27 @@ impl Straight {
 
     /// Every node, or every one of a service.
     pub(in crate::cli) async fn catalog(&self, service: Option<&ServiceName>) -> anyhow::Result<Catalog> {
-        let Layout { format, prefix, protocol } = &self.layout;
-        let mut view = View::new(prefix.clone(), *format, *protocol);
-        let event = first(&self.connector, prefix).await?;
-        view.apply(&event);
-        for error in view.last_errors() {
+        let discovery = self.discovery().await?;
+        for error in discovery.last_errors() {
             eprintln!("waypost: not a node: {error}");
         }
-        let addresses = looked_up(&view).await;
-        let names: Vec<_> =
-            view.services().filter(|name| service.is_none_or(|service| service == *name)).cloned().collect();
+        let mut names = discovery.services();
+        names.retain(|name| service.is_none_or(|service| service == name));
         let services = names.into_iter().map(|name| {
-            let nodes = view.nodes(&name, &addresses);
+            let nodes = discovery.nodes(&name).iter().map(|node| (**node).clone()).collect();
             (name, nodes)
         });
         Ok(Catalog::default().updated(services).0.unwrap_or_default())
+    }
+
+    /// Its services and nodes, once they are read and hosts with names looked up.
+    pub(in crate::cli) async fn discovery(&self) -> anyhow::Result<Discovery> {
+        let Layout { format, prefix, protocol } = &self.layout;
+        let registry = Registry::new(self.connector.clone());
+        let discovery = registry.discover(prefix, *format, *protocol);
+        let discovery = discovery.map_err(|error| Exit::usage(error.to_string()))?;
+        discovery.ready(PATIENCE).await.map_err(|error| Exit::unavailable(error.to_string()))?;
+        Ok(discovery)
     }
 
     /// A connection to any endpoint that takes one.
@@ -68,26 +72,6 @@ impl Straight {
             MirrorEvent::Changed { .. } => Ok(Vec::new()),
         }
     }
-}
-
-/// The addresses of the nodes' hosts that have names. Whoever cannot be looked up in time has none.
-async fn looked_up(view: &View) -> Addresses {
-    let mut addresses = Addresses::default();
-    let names: BTreeSet<_> = view.names().cloned().collect();
-    if names.is_empty() {
-        return addresses;
-    }
-    let mut resolver = Resolver::start(SystemLookup);
-    resolver.want(names.clone());
-    let all = async {
-        while !names.iter().all(|name| addresses.is_answered(name)) {
-            addresses.take_in(&resolver.next().await);
-        }
-    };
-    // What is known by then counts.
-    let _ = tokio::time::timeout(PATIENCE, all).await;
-    resolver.shutdown().await;
-    addresses
 }
 
 /// The full state below a prefix.
