@@ -165,7 +165,7 @@ mod tests {
         let format = waypost_registry::Format::Waypost;
         let watch = Watch { prefix: "/services/".into(), format, protocol: waypost_catalog::Protocol::Http1 };
         let settings = MirrorSettings { watches: vec![watch], guard: Guard::default() };
-        let (mirroring, catalog) = Mirroring::start(connector.unwrap(), settings, disk);
+        let (mirroring, catalog) = Mirroring::start(connector.unwrap(), settings, disk, Vec::new());
         let sources = Sources {
             services: Arc::<Board>::default(),
             mirrors: mirroring.board(),

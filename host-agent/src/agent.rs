@@ -27,7 +27,7 @@ use crate::{
     etcd,
     metrics::{Reloads, Sources},
     mirroring::{MirrorSettings, Mirroring},
-    published::{CatalogReceiver, Staleness},
+    published::CatalogReceiver,
     registrations::{Desk, Registrations, Request},
     reload::{self, FileWatcher},
     signals::{Signals, Wanted},
@@ -115,8 +115,9 @@ impl Agent {
 
         let disk = state::catalog::load(&state.catalog_path());
         let saved = disk.as_ref().map(|copy| copy.catalog.version());
-        let (mirroring, catalog) = Mirroring::start(connector.clone(), mirror_settings(&config), disk);
-        let saver = Saver::start(state.catalog_path(), catalog.clone(), mirroring.board(), saved);
+        let held = state::held::load(&state.held_path());
+        let (mirroring, catalog) = Mirroring::start(connector.clone(), mirror_settings(&config), disk, held);
+        let saver = Saver::start(&state, catalog.clone(), &mirroring, saved);
         let cut = CancellationToken::new();
         let leases = Arc::new(Leases::load(state.leases_path(), &config.node));
         let registrations = Registrations::new(connector.clone(), leases, cut.clone());
@@ -308,9 +309,12 @@ struct Saver {
 }
 
 impl Saver {
-    fn start(path: PathBuf, catalog: CatalogReceiver, staleness: Arc<dyn Staleness>, saved: Option<u64>) -> Self {
+    fn start(state: &StateDir, catalog: CatalogReceiver, mirroring: &Mirroring, saved: Option<u64>) -> Self {
         let stop = CancellationToken::new();
-        Self { task: tokio::spawn(state::catalog::keep_saved(path, catalog, staleness, saved, stop.clone())), stop }
+        let board = mirroring.board();
+        let copy = state::catalog::keep_saved(state.catalog_path(), catalog, board, saved, stop.clone());
+        let held = state::held::keep_saved(state.held_path(), mirroring.held(), stop.clone());
+        Self { task: tokio::spawn(async { _ = tokio::join!(copy, held) }), stop }
     }
 
     async fn stop(self) {

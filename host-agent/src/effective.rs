@@ -19,7 +19,7 @@ use std::{
 
 use tracing::warn;
 use waypost_catalog::{Catalog, Node, ServiceName, model::NodeEntry};
-use waypost_registry::{Addresses, Guard, GuardOptions, MirrorEvent, Resolution, View, host::HostName};
+use waypost_registry::{Addresses, Guard, GuardOptions, HeldNode, MirrorEvent, Resolution, View, host::HostName};
 
 use crate::config::{self, Watch};
 
@@ -120,6 +120,23 @@ impl Effective {
             published,
             first_sync: None,
         }
+    }
+
+    /// Goes on holding what the guard held before a restart: of what is served now, these nodes are there no more.
+    pub fn hold(&mut self, held: impl IntoIterator<Item = HeldNode>, now: Instant) {
+        for HeldNode { service, address, until } in held {
+            let served = self.catalog.services().get(&service).and_then(|served| served.entries().get(&address));
+            let Some(node) = served.filter(|_| guards(&self.settings, &service)) else { continue };
+            self.guard.hold(&service, node.node().clone().into(), until, now);
+            if let Some(kept) = self.remainder.get_mut(&service) {
+                kept.remove(&address);
+            }
+        }
+    }
+
+    /// What the guard holds now.
+    pub fn held(&self) -> Vec<HeldNode> {
+        self.guard.held().collect()
     }
 
     /// What is to be served now; `None` while nothing is known.
@@ -249,6 +266,12 @@ impl Effective {
                 nodes.remove(&known.address);
             }
         }
+        // The guard answers for what it holds.
+        for held in self.guard.held() {
+            if let Some(nodes) = remainder.get_mut(&held.service) {
+                nodes.remove(&held.address);
+            }
+        }
         remainder.retain(|_, nodes| !nodes.is_empty());
         self.remainder = remainder;
         self.remainder_until = None;
@@ -262,9 +285,11 @@ impl Effective {
             return;
         }
         self.earlier_holds += self.guard.holds_total();
+        let held = self.held();
         self.guard = Guard::new(options(&settings));
         seed(&mut self.guard, &settings, &self.catalog, now);
         self.settings = settings;
+        self.hold(held, now);
         self.touched.extend(self.catalog.services().keys().cloned());
     }
 

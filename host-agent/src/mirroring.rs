@@ -14,7 +14,7 @@ use tokio_stream::{StreamExt as _, StreamMap, wrappers::ReceiverStream};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 use waypost_catalog::Catalog;
-use waypost_registry::{Connector, Mirror, MirrorEvent, MirrorOptions, MirrorStatus, Resolver, SystemLookup};
+use waypost_registry::{Connector, HeldNode, Mirror, MirrorEvent, MirrorOptions, MirrorStatus, Resolver, SystemLookup};
 
 use crate::{
     config::{self, Watch},
@@ -80,20 +80,28 @@ impl Staleness for MirrorBoard {
 pub struct Mirroring {
     settings: watch::Sender<MirrorSettings>,
     board: Arc<MirrorBoard>,
+    held: watch::Receiver<Vec<HeldNode>>,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
 
 impl Mirroring {
-    /// Starts. The receiver has the disk copy at once, if there is one.
-    pub fn start(connector: Connector, settings: MirrorSettings, disk: Option<DiskCopy>) -> (Self, CatalogReceiver) {
+    /// Starts. The receiver has the disk copy at once, if there is one; the guard goes on holding what it `held`.
+    pub fn start(
+        connector: Connector,
+        settings: MirrorSettings,
+        disk: Option<DiskCopy>,
+        held: Vec<HeldNode>,
+    ) -> (Self, CatalogReceiver) {
         let now = Instant::now();
         let before = disk.as_ref().and_then(|copy| now.checked_sub(copy.age)).unwrap_or(now);
         let MirrorSettings { watches, guard } = settings.clone();
-        let effective = Effective::new(watches, guard, disk.map(|copy| copy.catalog), now);
+        let mut effective = Effective::new(watches, guard, disk.map(|copy| copy.catalog), now);
+        effective.hold(held, now);
         let (catalog, catalog_receiver) = watch::channel(effective.current());
         let (figures, figures_receiver) = watch::channel(effective.figures());
         let board = Arc::new(MirrorBoard { mirrors: Mutex::default(), figures: figures_receiver });
+        let (held, held_receiver) = watch::channel(effective.held());
         let (settings, settings_receiver) = watch::channel(settings);
         let stop = CancellationToken::new();
         let mut worker = Worker {
@@ -105,16 +113,22 @@ impl Mirroring {
             resolver: Resolver::start(SystemLookup),
             catalog,
             figures,
+            held,
             board: Arc::clone(&board),
         };
         worker.start_mirrors(before);
         let task = tokio::spawn(worker.run(stop.clone()));
-        (Self { settings, board, stop, task }, catalog_receiver)
+        (Self { settings, board, held: held_receiver, stop, task }, catalog_receiver)
     }
 
     /// How the mirrors stand.
     pub fn board(&self) -> Arc<MirrorBoard> {
         Arc::clone(&self.board)
+    }
+
+    /// What the guard holds.
+    pub fn held(&self) -> watch::Receiver<Vec<HeldNode>> {
+        self.held.clone()
     }
 
     /// Takes other settings. Watches that stay go on undisturbed.
@@ -150,6 +164,7 @@ struct Worker {
     resolver: Resolver,
     catalog: watch::Sender<Option<Arc<Catalog>>>,
     figures: watch::Sender<Figures>,
+    held: watch::Sender<Vec<HeldNode>>,
     board: Arc<MirrorBoard>,
 }
 
@@ -204,7 +219,11 @@ impl Worker {
             self.catalog.send_replace(Some(catalog));
         }
         let figures = self.effective.figures();
-        self.figures.send_if_modified(|current| std::mem::replace(current, figures.clone()) != figures);
+        let before = self.figures.send_replace(figures.clone());
+        // Listing what is held is dear. What is held anew raises the one, what is held no more lowers the other.
+        if (before.holds, before.held_nodes) != (figures.holds, figures.held_nodes) {
+            self.held.send_replace(self.effective.held());
+        }
     }
 
     async fn reconfigure(&mut self) {
@@ -269,7 +288,7 @@ mod tests {
         let endpoints = vec!["http://127.0.0.1:1".into()];
         let connector = Connector::new(ConnectOptions { endpoints, ..ConnectOptions::default() }).unwrap();
         let disk = DiskCopy { catalog: Catalog::default(), age: Duration::from_secs(3600) };
-        let (mirroring, _catalog) = Mirroring::start(connector, settings("/a/"), Some(disk));
+        let (mirroring, _catalog) = Mirroring::start(connector, settings("/a/"), Some(disk), Vec::new());
         let board = mirroring.board();
         assert!(board.stale_for() >= Duration::from_secs(3600));
         mirroring.apply(settings("/b/"));

@@ -5,9 +5,12 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use http_body_util::Full;
+use hyper::{Method, Request};
 use serde::Serialize;
 
 use crate::authority::{Authority, Identity};
+use crate::http::Reply;
 use crate::process::{Process, Signal};
 use crate::scene::Scene;
 use crate::{http, ports, stats, tools, wait};
@@ -118,18 +121,30 @@ pub struct ServiceConfig {
 /// Table `service.check`.
 #[derive(Debug, Clone, Serialize)]
 pub struct CheckConfig {
-    /// `http` or `tcp`.
+    /// `http`, `tcp`, `grpc`, `exec` or `ttl`.
     #[serde(rename = "type")]
     pub kind: String,
-    /// Path of an HTTP check.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub path: Option<String>,
-    /// Time between two checks.
-    pub interval: String,
-    /// Passes in a row that make it passing.
-    pub rise: u32,
-    /// Failures in a row that make it critical.
-    pub fall: u32,
+    /// Its other keys.
+    #[serde(flatten)]
+    pub settings: toml::Table,
+}
+
+impl CheckConfig {
+    /// With the agent's defaults.
+    pub fn new(kind: &str) -> Self {
+        Self { kind: kind.to_owned(), settings: toml::Table::new() }
+    }
+
+    /// Sets a key.
+    pub fn set(mut self, key: &str, value: impl Into<toml::Value>) -> Self {
+        self.settings.insert(key.to_owned(), value.into());
+        self
+    }
+
+    /// Asks often: two failures make the service critical, one pass restores it.
+    pub fn quick(self) -> Self {
+        self.set("interval", "200ms").set("rise", 1).set("fall", 2)
+    }
 }
 
 impl AgentConfig {
@@ -230,14 +245,13 @@ impl ServiceConfig {
     }
 
     /// A quick check of `/healthz`: two failures make it critical, one pass restores it.
-    pub fn checked(mut self) -> Self {
-        self.check = Some(CheckConfig {
-            kind: "http".to_owned(),
-            path: Some("/healthz".to_owned()),
-            interval: "200ms".to_owned(),
-            rise: 1,
-            fall: 2,
-        });
+    pub fn checked(self) -> Self {
+        self.check(CheckConfig::new("http").set("path", "/healthz").quick())
+    }
+
+    /// Its check.
+    pub fn check(mut self, check: CheckConfig) -> Self {
+        self.check = Some(check);
         self
     }
 }
@@ -345,6 +359,13 @@ impl Agent {
     pub async fn metric(&self, name: &str, labels: &[(&str, &str)]) -> Result<f64> {
         let text = http::get_text(self.admin, "/metrics").await?;
         Ok(stats::prometheus(&text, name, labels).unwrap_or(0.0))
+    }
+
+    /// One call of its local API.
+    pub async fn call(&self, method: Method, path: &str, body: Option<&serde_json::Value>) -> Result<Reply> {
+        let body = body.map(serde_json::to_vec).transpose()?.unwrap_or_default();
+        let request = Request::builder().method(method).uri(path).header("content-type", "application/json");
+        http::send_unix(&self.socket, request.body(Full::from(body))?).await
     }
 
     /// SIGKILL.

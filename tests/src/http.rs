@@ -1,5 +1,9 @@
 //! Single HTTP requests, each on a connection of its own and with a deadline.
+use std::fmt::Display;
+use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -7,7 +11,8 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::{HeaderMap, Request, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -43,19 +48,31 @@ impl Reply {
 
 /// Sends one request over HTTP/1.1. The URI is a path; a `host` header is added if there is none.
 pub async fn send(target: SocketAddr, request: Request<Full<Bytes>>) -> Result<Reply> {
+    exchange(TcpStream::connect(target), target, request).await
+}
+
+/// As [`send`], over a Unix socket.
+pub async fn send_unix(socket: &Path, request: Request<Full<Bytes>>) -> Result<Reply> {
+    exchange(UnixStream::connect(socket), "localhost", request).await
+}
+
+async fn exchange<S>(
+    stream: impl Future<Output = io::Result<S>>,
+    host: impl Display,
+    mut request: Request<Full<Bytes>>,
+) -> Result<Reply>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
     let exchange = async {
-        let stream = TcpStream::connect(target).await?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream.await?)).await?;
         let _connection = AbortOnDrop(tokio::spawn(connection));
-        let mut request = request;
         if !request.headers().contains_key("host") {
-            request.headers_mut().insert("host", target.to_string().parse()?);
+            request.headers_mut().insert("host", host.to_string().parse()?);
         }
         collect(sender.send_request(request).await?).await
     };
-    tokio::time::timeout(DEADLINE, exchange)
-        .await
-        .with_context(|| format!("{target}: no answer within {DEADLINE:?}"))?
+    tokio::time::timeout(DEADLINE, exchange).await.with_context(|| format!("{host}: no answer within {DEADLINE:?}"))?
 }
 
 /// Sends one request over HTTP/2 without TLS. The URI is absolute.

@@ -1,9 +1,9 @@
 //! The agent goes and comes back while requests come.
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use waypost_tests::world::{SERVICE, WEIGHTS, World, entry};
-use waypost_tests::{EnvoyOptions, Load, Scene, Upstream, eventually};
+use waypost_tests::{Agent, AgentConfig, EnvoyOptions, Etcd, Load, Scene, Upstream, eventually, holds_for};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -68,5 +68,41 @@ async fn a_routing_agent_stopped_in_good_order_and_started_again_costs_no_reques
     world.agent.restart().await?;
     envoy.wait_picking("foreign").await?;
     load.stop().await?.ensure_no_failure()?;
+    scene.close()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_restarted_while_the_guard_holds_nodes_gives_them_no_new_grace() -> Result<()> {
+    let scene = Scene::new()?;
+    let etcd = Etcd::start(&scene).await?;
+    let grace = Duration::from_secs(12);
+    let config = AgentConfig::new("host-a", &etcd.endpoints()).guard(0.5, &format!("{}s", grace.as_secs()));
+    let agent = Agent::start(&scene, &config).await?;
+    let addresses: [std::net::SocketAddr; 3] = std::array::from_fn(|n| ([10, 0, 0, 1], 8000 + n as u16).into());
+    for address in addresses {
+        let (key, value) = entry("web", &address.port().to_string(), address, 1);
+        etcd.put(&key, value).await?;
+    }
+    agent.wait_nodes("web", &addresses).await?;
+
+    let emptied = Instant::now();
+    ensure!(etcd.delete_prefix("/waypost/services/web/").await? == 3);
+    let served_on = || async {
+        let nodes = agent.nodes("web").await?;
+        ensure!(nodes.len() == 3, "only {nodes:?} are served");
+        Ok(())
+    };
+    holds_for(grace / 2, "all are held", served_on).await?;
+    agent.kill().await?;
+    agent.restart().await?;
+    served_on().await?;
+    agent.wait_nodes("web", &[]).await?;
+    let gone = emptied.elapsed();
+    ensure!((grace..grace + Duration::from_secs(4)).contains(&gone), "they were held for {gone:?}");
+    eventually(DEADLINE, "nothing to be noted as held", || async {
+        ensure!(!agent.state().join("held.json").exists());
+        Ok(())
+    })
+    .await?;
     scene.close()
 }

@@ -50,6 +50,17 @@ struct Lost {
     held_until: Option<Instant>,
 }
 
+/// A node that is held.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeldNode {
+    /// Its service.
+    pub service: ServiceName,
+    /// Where it was.
+    pub address: SocketAddr,
+    /// When it is let go of.
+    pub until: Instant,
+}
+
 /// Keeps nodes that vanish in a mass. One guard serves all services; each is judged by itself.
 ///
 /// ```
@@ -152,9 +163,31 @@ impl Guard {
         lost > 0 && !self.options.grace.is_zero() && (left == 0 || share > self.options.max_loss)
     }
 
+    /// Goes on holding a node that another guard held, as before a restart: until then, and for a whole grace at most.
+    pub fn hold(&mut self, service: &ServiceName, node: Arc<Node>, until: Instant, now: Instant) {
+        let until = until.min(now + self.options.grace);
+        if let Some(present) = self.present.get_mut(service) {
+            present.remove(&node.address);
+            if present.is_empty() {
+                self.present.remove(service);
+            }
+        }
+        let at = until.checked_sub(self.options.grace).unwrap_or(until);
+        let lost = self.lost.entry(service.clone()).or_default();
+        lost.insert(node.address, Lost { node, at, held_until: Some(until) });
+    }
+
+    /// Every node that is held.
+    pub fn held(&self) -> impl Iterator<Item = HeldNode> {
+        self.lost.iter().flat_map(|(service, lost)| {
+            let held = lost.iter().filter_map(|(address, lost)| Some((*address, lost.held_until?)));
+            held.map(|(address, until)| HeldNode { service: service.clone(), address, until })
+        })
+    }
+
     /// When [`Self::expire`] is next due.
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.held().filter_map(|lost| lost.held_until).min()
+        self.held_lost().filter_map(|lost| lost.held_until).min()
     }
 
     /// Lets go of what was held long enough; these services are to be applied again.
@@ -173,7 +206,7 @@ impl Guard {
 
     /// Nodes that are held now.
     pub fn held_nodes(&self) -> usize {
-        self.held().count()
+        self.held_lost().count()
     }
 
     /// How often a mass loss was met.
@@ -181,7 +214,7 @@ impl Guard {
         self.holds
     }
 
-    fn held(&self) -> impl Iterator<Item = &Lost> {
+    fn held_lost(&self) -> impl Iterator<Item = &Lost> {
         self.lost.values().flat_map(BTreeMap::values).filter(|lost| lost.held_until.is_some())
     }
 }
@@ -293,6 +326,28 @@ mod tests {
         // All at once: what a copy from yesterday meets.
         assert_eq!(bench.at(5, nodes(3..=9)), [3, 4, 5, 6, 7, 8, 9]);
         assert_eq!(bench.at(6, nodes(10..=16)).len(), 7);
+    }
+
+    #[test]
+    fn what_another_guard_held_is_held_on_until_then_and_is_no_loss_of_its_own() {
+        let mut bench = Bench::new(GuardOptions::default());
+        bench.at(0, nodes([1, 2, 3]));
+        let until = bench.start + Duration::from_secs(12);
+        for number in [1, 2] {
+            bench.guard.hold(&bench.service, node(number).into(), until, bench.start);
+        }
+        assert_eq!(bench.at(1, nodes([3])), [1, 2, 3]);
+        assert_eq!((bench.guard.holds_total(), bench.guard.next_deadline()), (0, Some(until)));
+        assert!(bench.expire(11).is_empty());
+        assert_eq!(bench.expire(12).len(), 1);
+        assert_eq!(bench.at(12, nodes([3])), [3]);
+
+        // However far ahead that was said to be.
+        let far = bench.start + Duration::from_secs(3600);
+        bench.guard.hold(&bench.service, node(1).into(), far, bench.start + Duration::from_secs(20));
+        assert_eq!(bench.guard.held().map(|held| held.until).max(), Some(bench.start + Duration::from_secs(50)));
+        assert_eq!(bench.at(21, nodes([1, 3])), [1, 3]);
+        assert_eq!(bench.guard.held_nodes(), 0, "it came back");
     }
 
     #[test]

@@ -42,7 +42,7 @@ pub use connection::{ConnectError, ConnectOptions, Connector, Credentials, TlsOp
 pub use election::{Election, Leader, Leadership, Observer};
 pub use etcd_client;
 pub use format::Format;
-pub use guard::{Guard, GuardOptions};
+pub use guard::{Guard, GuardOptions, HeldNode};
 pub use hub::{
     ConfigError, ConfigMap, ConfigWatch, Discovery, HubError, HubOptions, KeyEvent, Keys, NodeEvent, NodeEvents, Nodes,
     Registry, Restart, Setting, Subscription,

@@ -287,3 +287,43 @@ fn what_was_served_before_stays_until_the_names_are_looked_up() {
     assert_eq!(shown(&effective.publish(now).unwrap()), ["web 10.0.0.1:80"]);
     assert!(effective.figures().complete);
 }
+
+#[test]
+fn a_restart_in_the_grace_lets_held_nodes_go_when_they_were_to_go() {
+    let second = Duration::from_secs(1);
+    let served = [("web", "10.0.0.1:80"), ("web", "10.0.0.2:80"), ("web", "10.0.0.3:80")];
+    for etcd_answers in [true, false] {
+        let (mut effective, now) = effective(&["/a/"], Some(disk(&served)));
+        let held = |address: &str, left: u32| HeldNode {
+            service: ServiceName::new("web").unwrap(),
+            address: address.parse().unwrap(),
+            until: now + second * left,
+        };
+        effective.hold([held("10.0.0.2:80", 9), held("10.0.0.3:80", 9), held("10.0.0.9:80", 9)], now);
+        assert_eq!(effective.held().len(), 2, "what is served no more is not held either");
+        if etcd_answers {
+            effective.apply(&watch("/a/"), &synced(&[("/a/web/1", "10.0.0.1:80")]), now);
+        }
+        effective.publish(now + second * 8);
+        assert_eq!(shown(&effective.current().unwrap()).len(), 3, "they are served on");
+        assert_eq!(effective.next_deadline(), Some(now + second * 9));
+        assert_eq!(shown(&effective.publish(now + second * 9).unwrap()), ["web 10.0.0.1:80"]);
+    }
+}
+
+#[test]
+fn other_settings_of_guard_and_watches_give_held_nodes_no_new_grace() {
+    let (mut effective, now) = effective(&["/a/"], None);
+    let second = Duration::from_secs(1);
+    let two = [("/a/web/1", "10.0.0.1:80"), ("/a/web/2", "10.0.0.2:80")];
+    effective.apply(&watch("/a/"), &synced(&two), now);
+    effective.publish(now);
+    effective.apply(&watch("/a/"), &deleted(&["/a/web/1", "/a/web/2"]), now);
+    effective.publish(now);
+    let until = now + config::Guard::default().grace;
+    effective.set_guard(config::Guard { max_loss: 0.7, ..config::Guard::default() }, now + second * 5);
+    effective.set_watches(&[watch("/b/")]);
+    assert!(effective.publish(now + second * 6).is_none(), "they are served on");
+    assert_eq!(effective.held().iter().map(|held| held.until).collect::<Vec<_>>(), [until; 2]);
+    assert_eq!(shown(&effective.publish(until).unwrap()), [""; 0]);
+}

@@ -2,10 +2,12 @@
 //!
 //! * `lock`: held while an agent runs, so that two never share a directory.
 //! * `catalog.bin`: the last good catalog, see [`catalog`].
+//! * `held.json`: what of it only the guard keeps, see [`held`].
 //! * `leases.json`: the leases to adopt, see [`leases`].
 //! * `registrations.json`: what the API has registered and put into maintenance, see [`registrations`].
 
 pub mod catalog;
+pub mod held;
 pub mod leases;
 pub mod registrations;
 
@@ -86,6 +88,11 @@ impl StateDir {
     /// Path of what the API has registered.
     pub fn registrations_path(&self) -> PathBuf {
         self.path.join("registrations.json")
+    }
+
+    /// Path of what the guard holds.
+    pub fn held_path(&self) -> PathBuf {
+        self.path.join("held.json")
     }
 
     /// Path of the leases to adopt.

@@ -186,14 +186,8 @@ fn configuration(node: &str, host: IpAddr, etcd: &Etcd, model: &Model) -> AgentC
     );
     let nodes = model.nodes.iter().filter(|node| node.service == WEB && node.address.ip() == host);
     nodes.fold(config, |config, node| {
-        let mut service = ServiceConfig::new(node.service, node.name, node.address).weight(node.weight);
-        service.check = Some(CheckConfig {
-            kind: "http".to_owned(),
-            path: Some("/".to_owned()),
-            interval: "500ms".to_owned(),
-            rise: 1,
-            fall: 2,
-        });
+        let check = CheckConfig::new("http").quick().set("interval", "500ms");
+        let service = ServiceConfig::new(node.service, node.name, node.address).weight(node.weight).check(check);
         config.service(service)
     })
 }
