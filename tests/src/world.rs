@@ -1,14 +1,16 @@
 //! The usual world of a scenario: one etcd, one agent that registers some upstreams, and an Envoy in front of them.
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
 use crate::agent::{Agent, AgentConfig, ServiceConfig};
 use crate::envoy::{Envoy, EnvoyOptions};
 use crate::etcd::{Entry, Etcd};
-use crate::load::LoadPlan;
+use crate::load::{Load, LoadPlan};
 use crate::scene::Scene;
 use crate::upstream::Upstream;
+use crate::wait::eventually;
 
 /// The service that the usual nodes belong to.
 pub const SERVICE: &str = "shop";
@@ -16,6 +18,8 @@ pub const SERVICE: &str = "shop";
 pub const PREFIX: &str = "/waypost/services/shop/";
 /// The usual nodes and their weights.
 pub const WEIGHTS: [(&str, u32); 3] = [("a", 1), ("b", 2), ("c", 3)];
+/// How long requests may take to follow a change of the registry.
+const SHOWS_WITHIN: Duration = Duration::from_secs(30);
 
 /// Parts that run, each reachable for a scenario to break.
 pub struct World {
@@ -62,6 +66,21 @@ impl World {
     /// A load on [`SERVICE`].
     pub fn load(&self) -> LoadPlan {
         self.envoy.load(SERVICE)
+    }
+
+    /// Somebody else registers a node `d` of weight 6: waits until it has its exact share of requests. The node, and its
+    /// key.
+    pub async fn add_fourth_node(&self) -> Result<(Upstream, String)> {
+        let fourth = Upstream::start("d").await?;
+        let (key, value) = entry(SERVICE, "d", fourth.address(), 6);
+        self.etcd.put(&key, value).await?;
+        eventually(SHOWS_WITHIN, "a new node to have its share", || async {
+            let report = Load::run(self.load().total(1_200)).await?;
+            report.ensure_no_failure()?;
+            report.ensure_shares(&[("a", 1), ("b", 2), ("c", 3), ("d", 6)], 0.01)
+        })
+        .await?;
+        Ok((fourth, key))
     }
 
     /// What the registry holds of [`SERVICE`].

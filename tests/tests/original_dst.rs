@@ -15,15 +15,7 @@ async fn without_clusters_shares_match_the_weights_and_changes_show() -> Result<
     report.ensure_no_failure()?;
     report.ensure_shares(&WEIGHTS, 0.01)?;
 
-    let fourth = Upstream::start("d").await?;
-    let (key, value) = entry(SERVICE, "d", fourth.address(), 6);
-    world.etcd.put(&key, value).await?;
-    eventually(DEADLINE, "a new node to have its share", || async {
-        let report = Load::run(world.load().total(1_200)).await?;
-        report.ensure_no_failure()?;
-        report.ensure_shares(&[("a", 1), ("b", 2), ("c", 3), ("d", 6)], 0.01)
-    })
-    .await?;
+    let (_fourth, key) = world.add_fourth_node().await?;
     world.etcd.delete(&key).await?;
     eventually(DEADLINE, "a deleted node to have none", || async {
         let report = Load::run(world.load().total(600)).await?;
