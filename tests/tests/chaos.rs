@@ -4,6 +4,9 @@ use anyhow::Result;
 use waypost_tests::chaos::random::Round;
 use waypost_tests::chaos::scenarios;
 
+/// What the random round is drawn from.
+const SEED: u64 = 4;
+
 /// One test for each scenario, which prints what was measured.
 macro_rules! scenarios {
     ($($name:ident: $scenario:literal,)*) => {
@@ -48,10 +51,10 @@ scenarios! {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_random_round_holds() -> Result<()> {
-    let seed = u64::from(fastrand::u32(..));
-    let round = Round::draw(seed, None);
+    // Always the same one: what others break is for `cargo xtask chaos` to find.
+    let round = Round::draw(SEED, None);
     let names: Vec<_> = round.scenarios.iter().map(|scenario| scenario.name).collect();
-    println!("seed {seed}: {}: {}", round.world(), names.join(", "));
+    println!("seed {SEED}: {}: {}", round.world(), names.join(", "));
     println!("{}", round.run(|_| {}).await?);
     Ok(())
 }

@@ -10,6 +10,10 @@ use crate::chaos::scenarios::{ALL, Scenario};
 use crate::chaos::world::{Plan, World};
 use crate::scene::Scene;
 
+/// Who is cut off while a value is good never had it as the last good one: with other faults beside it, there is no
+/// saying what is to be served.
+const ONLY_ALONE: &str = "values-malformed";
+
 /// A round.
 #[derive(Debug, Clone)]
 pub struct Round {
@@ -45,6 +49,7 @@ impl Round {
         let mut fitting: Vec<_> = ALL.iter().filter(|scenario| scenario.needs.are_met_by(&plan)).collect();
         random.shuffle(&mut fitting);
         fitting.truncate(random.usize(2..=5));
+        fitting.retain(|scenario| scenario.name != ONLY_ALONE);
         Self { seed, plan, scenarios: fitting }
     }
 
@@ -98,7 +103,7 @@ mod tests {
     #[test]
     fn every_scenario_is_drawn_and_only_into_a_world_that_does_for_it() {
         let rounds: Vec<_> = (0..500).map(|seed| Round::draw(seed, None)).collect();
-        for scenario in ALL {
+        for scenario in ALL.iter().filter(|scenario| scenario.name != ONLY_ALONE) {
             let drawn = rounds.iter().filter(|round| round.scenarios.iter().any(|one| one.name == scenario.name));
             assert!(drawn.count() > 0, "{}", scenario.name);
         }
