@@ -1,4 +1,5 @@
-//! `interop`: other frameworks' Go libraries beside Waypost, and the registry's own tests, on every version of etcd.
+//! `interop`: other frameworks' Go libraries beside Waypost, and the tests of the registry and of its recovery, on every
+//! version of etcd.
 
 use std::ffi::OsString;
 use std::fs;
@@ -16,8 +17,10 @@ use crate::ui::{Outcome, Ui, seconds};
 
 /// Names the folder of another etcd to the harness and to all tests.
 const ETCD: &str = "WAYPOST_ETCD_BIN";
+/// How many faults are done side by side: most of their time is waiting.
+const FAULT_THREADS: &str = "4";
 
-/// Runs `driver`, the harness' side of it, and the registry's tests. What cannot be had on this machine is named; it is
+/// Runs `driver`, the harness' side of it, and the tests of registry and recovery. What cannot be had on this machine is named; it is
 /// an error as well unless `if_available`.
 pub fn interop(places: &Places, ui: &Ui, driver: &Path, if_available: bool) -> Result<()> {
     let started = Instant::now();
@@ -44,9 +47,9 @@ pub fn interop(places: &Places, ui: &Ui, driver: &Path, if_available: bool) -> R
         }
         // `cargo xtask test` runs them on that one.
         if series != DEFAULT {
-            ui.heading(&format!("tests of crates/registry, etcd {series}"));
-            registry_tests(places, &folder)?;
-            held.push(format!("registry on {series}"));
+            ui.heading(&format!("tests of crates/registry and of every fault, etcd {series}"));
+            recovery_tests(places, &folder)?;
+            held.push(format!("registry and recovery on {series}"));
         }
     }
     for what in &missing {
@@ -59,18 +62,24 @@ pub fn interop(places: &Places, ui: &Ui, driver: &Path, if_available: bool) -> R
     Ok(())
 }
 
-/// All that `crates/registry` tests on a real etcd.
-fn registry_tests(places: &Places, etcd: &Path) -> Result<()> {
+/// All that `crates/registry` tests on a real etcd, and every fault of `docs/robustness.md`.
+fn recovery_tests(places: &Places, etcd: &Path) -> Result<()> {
+    tests(places, etcd, &test_files(&places.root.join("crates/registry/tests"))?, END_TO_END_THREADS)?;
+    tests(places, etcd, &["chaos".into()], FAULT_THREADS)
+}
+
+/// Runs these test programs on the etcd in that folder.
+fn tests(places: &Places, etcd: &Path, names: &[OsString], threads: &str) -> Result<()> {
     let mut command = cargo(&places.root);
     // The packages of `cargo xtask test`, so that nothing is compiled twice.
     command.args(["test", "--release", "--workspace", "--exclude", "waypost-noop-filter", "--no-fail-fast"]);
-    for name in test_files(&places.root.join("crates/registry/tests"))? {
+    for name in names {
         command.arg("--test").arg(name);
     }
-    command.args(["--", "--test-threads", END_TO_END_THREADS]).env(ETCD, etcd);
+    command.args(["--", "--test-threads", threads]).env(ETCD, etcd);
     let (counts, ok) = run_counting(&mut command)?;
     if !ok || counts.passed == 0 {
-        bail!("{} of the registry's tests failed on the etcd in {}", counts.failed, etcd.display());
+        bail!("{} tests of registry and recovery failed on the etcd in {}", counts.failed, etcd.display());
     }
     Ok(())
 }
