@@ -36,8 +36,7 @@ pub fn build(places: &Places, ui: &Ui, scope: Scope, test_binaries: &[&str]) -> 
 }
 
 fn modules(places: &Places, ui: &Ui, scope: Scope) -> Result<()> {
-    let toolchain =
-        WasmToolchain::find()?.context("no compiler for wasm is installed: `cargo xtask setup` brings one")?;
+    let toolchain = WasmToolchain::required()?;
     let rules_file = places.root.join("plugin/exports.txt");
     let rules = fs::read_to_string(&rules_file)
         .map_err(anyhow::Error::from)
