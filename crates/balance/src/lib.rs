@@ -11,16 +11,35 @@
 // The filter calls this for every request, and a panic there takes the worker's VM down.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
+mod chosen;
+mod histogram;
+mod maglev;
+mod node;
+mod outcome;
+mod pool;
 mod random;
 mod round_robin;
+mod selector;
+mod settings;
+mod shared_balancer;
 mod shared_weighted_round_robin;
+mod slow_start;
 mod strategy;
 mod weighted_random;
 mod weighted_round_robin;
 
+pub use chosen::CHOICES;
+pub use histogram::Histogram;
+pub use node::{Health, NodeView};
+pub use outcome::{Outcome, OutcomeKind};
+pub use pool::{Pool, Slot};
 pub use random::Random;
 pub use round_robin::RoundRobin;
+pub use selector::{Ask, Selector};
+pub use settings::{Algorithm, Ejection, Locality, Settings, SuccessRate};
+pub use shared_balancer::{Picked, SharedBalancer};
 pub use shared_weighted_round_robin::SharedWeightedRoundRobin;
+pub use slow_start::slow_start;
 pub use strategy::{Picker, Strategy, UnknownStrategy};
 pub use weighted_random::WeightedRandom;
-pub use weighted_round_robin::{CHOICES, WeightedRoundRobin};
+pub use weighted_round_robin::WeightedRoundRobin;
