@@ -27,6 +27,7 @@ use crate::{
     etcd,
     metrics::{Reloads, Sources},
     mirroring::{MirrorSettings, Mirroring},
+    outcomes::Outcomes,
     published::CatalogReceiver,
     registrations::{Desk, Registrations, Request},
     reload::{self, FileWatcher},
@@ -124,6 +125,7 @@ impl Agent {
 
         let reloads = Arc::<Reloads>::default();
         let streams = Arc::<StreamMetrics>::default();
+        let outcomes = Arc::<Outcomes>::default();
         let stop = CancellationToken::new();
         let xds = XdsOptions { services: config.xds.services.clone(), connect_timeout: config.xds.connect_timeout };
         let staleness = mirroring.board();
@@ -132,6 +134,7 @@ impl Agent {
             mirrors: mirroring.board(),
             catalog: catalog.clone(),
             streams: Arc::clone(&streams),
+            outcomes: Arc::clone(&outcomes),
             reloads: Arc::clone(&reloads),
         };
         let identity = Identity { node: config.node.clone(), endpoints: config.etcd.endpoints.clone() };
@@ -142,7 +145,7 @@ impl Agent {
         let api = Api::new(identity, sources.clone(), office, connector.clone(), stop.clone());
         let options = ServerOptions { xds, api: api::router::router(api.clone()) };
         let servers = Servers {
-            streams: tokio::spawn(server::run(socket, catalog, staleness, options, streams, stop.clone())),
+            streams: tokio::spawn(server::run(socket, catalog, staleness, options, streams, outcomes, stop.clone())),
             admin: tokio::spawn(admin::serve(listener, sources, stop.clone())),
             api_work: tokio::spawn(api.clone().run()),
             api: api_listener
@@ -257,7 +260,7 @@ async fn patiently<T, E>(attempt: impl AsyncFn() -> Result<T, E>, is_held: impl 
 }
 
 fn mirror_settings(config: &Config) -> MirrorSettings {
-    MirrorSettings { watches: config.watches.clone(), guard: config.guard.clone() }
+    MirrorSettings { watches: config.watches.clone(), guard: config.guard.clone(), zone: config.zone.clone() }
 }
 
 /// The servers, which end only when told to.

@@ -20,6 +20,7 @@ use crate::{
     config::{self, Watch},
     effective::{Effective, Figures},
     published::{CatalogReceiver, Staleness},
+    rules::RuleKind,
     state::catalog::DiskCopy,
 };
 
@@ -33,6 +34,8 @@ pub struct MirrorSettings {
     pub watches: Vec<Watch>,
     /// The guard.
     pub guard: config::Guard,
+    /// Failure domain of this host; empty if unknown.
+    pub zone: String,
 }
 
 /// How the mirrors stand, for metrics, the admin server and the stream's heartbeats.
@@ -95,8 +98,8 @@ impl Mirroring {
     ) -> (Self, CatalogReceiver) {
         let now = Instant::now();
         let before = disk.as_ref().and_then(|copy| now.checked_sub(copy.age)).unwrap_or(now);
-        let MirrorSettings { watches, guard } = settings.clone();
-        let mut effective = Effective::new(watches, guard, disk.map(|copy| copy.catalog), now);
+        let MirrorSettings { watches, guard, zone } = settings.clone();
+        let mut effective = Effective::new(watches, guard, zone, disk.map(|copy| copy.catalog), now);
         effective.hold(held, now);
         let (catalog, catalog_receiver) = watch::channel(effective.current());
         let (figures, figures_receiver) = watch::channel(effective.figures());
@@ -110,12 +113,15 @@ impl Mirroring {
             effective,
             mirrors: Vec::new(),
             events: StreamMap::new(),
+            rules: Vec::new(),
+            rule_events: StreamMap::new(),
             resolver: Resolver::start(SystemLookup),
             catalog,
             figures,
             held,
             board: Arc::clone(&board),
         };
+        worker.start_rules();
         worker.start_mirrors(before);
         let task = tokio::spawn(worker.run(stop.clone()));
         (Self { settings, board, held: held_receiver, stop, task }, catalog_receiver)
@@ -161,6 +167,9 @@ struct Worker {
     effective: Effective,
     mirrors: Vec<RunningMirror>,
     events: StreamMap<Watch, ReceiverStream<MirrorEvent>>,
+    /// The mirrors of policies and routes.
+    rules: Vec<Mirror>,
+    rule_events: StreamMap<RuleKind, ReceiverStream<MirrorEvent>>,
     resolver: Resolver,
     catalog: watch::Sender<Option<Arc<Catalog>>>,
     figures: watch::Sender<Figures>,
@@ -182,6 +191,7 @@ impl Worker {
                     self.take_in(&watch, &event);
                     self.take_in_queued();
                 }
+                Some((kind, event)) = self.rule_events.next() => self.effective.apply_rules(kind, &event),
                 resolution = self.resolver.next() => self.effective.resolve(&resolution),
                 () = sleep_until(deadline) => {}
             }
@@ -190,7 +200,7 @@ impl Worker {
             }
             self.publish();
         }
-        for RunningMirror { mirror, .. } in self.mirrors {
+        for mirror in self.mirrors.into_iter().map(|running| running.mirror).chain(self.rules) {
             mirror.shutdown().await;
         }
         self.resolver.shutdown().await;
@@ -227,7 +237,8 @@ impl Worker {
     }
 
     async fn reconfigure(&mut self) {
-        let MirrorSettings { watches, guard } = self.settings.borrow_and_update().clone();
+        let MirrorSettings { watches, guard, zone } = self.settings.borrow_and_update().clone();
+        self.effective.set_zone(&zone);
         self.effective.set_guard(guard, Instant::now());
         self.effective.set_watches(&watches);
         let (kept, removed): (_, Vec<_>) =
@@ -239,6 +250,14 @@ impl Worker {
             info!(prefix = watch.prefix, "watch removed");
             self.events.remove(&watch);
             mirror.shutdown().await;
+        }
+    }
+
+    fn start_rules(&mut self) {
+        for kind in RuleKind::ALL {
+            let (mirror, events) = Mirror::start(self.connector.clone(), MirrorOptions::new(kind.prefix()));
+            self.rules.push(mirror);
+            self.rule_events.insert(kind, ReceiverStream::new(events));
         }
     }
 
@@ -280,7 +299,7 @@ mod tests {
 
     fn settings(prefix: &str) -> MirrorSettings {
         let watch = Watch { prefix: prefix.into(), format: Format::Waypost, protocol: Protocol::Http1 };
-        MirrorSettings { watches: vec![watch], guard: config::Guard::default() }
+        MirrorSettings { watches: vec![watch], guard: config::Guard::default(), zone: String::new() }
     }
 
     #[tokio::test]

@@ -13,8 +13,8 @@ use waypost_catalog::{
 };
 use waypost_plugin::{
     counters::Counter,
-    filter::{CANDIDATES, Filter, StartError},
-    host::{Host, Level, Request, SharedData},
+    filter::{CANDIDATES, CLUSTER, Filter, StartError, TIMEOUT, Verdict},
+    host::{Ended, Host, Level, Request, Response, SharedData},
 };
 
 #[derive(Default)]
@@ -82,7 +82,7 @@ impl Host for Proxy {
 
 impl Proxy {
     fn start(&mut self, configuration: &str) -> Filter {
-        Filter::start(self, configuration.as_bytes()).unwrap()
+        Filter::start(self, configuration.as_bytes(), true).unwrap()
     }
 
     fn tick_for(&mut self, filter: &mut Filter, time: Duration) {
@@ -120,6 +120,8 @@ struct Get {
     candidates: Option<String>,
     removals: usize,
     arguments: Option<Vec<u8>>,
+    set: BTreeMap<String, String>,
+    answer: Option<(u32, String)>,
 }
 
 impl Get {
@@ -131,8 +133,24 @@ impl Get {
         Self { headers: HashMap::from([(name, value)]), candidates: Some("forged".into()), ..Self::default() }
     }
 
-    fn through(mut self, filter: &mut Filter) -> Self {
-        filter.on_request(&mut self);
+    /// To a host, as the bootstrap with routes from etcd hands it over.
+    fn host(host: &'static str, path: &'static str) -> Self {
+        let headers = [(":authority", host), (":path", path), (":method", "GET"), (CLUSTER, host)];
+        Self { headers: headers.into(), candidates: Some("forged".into()), ..Self::default() }
+    }
+
+    fn with(mut self, name: &'static str, value: &'static str) -> Self {
+        self.headers.insert(name, value);
+        self
+    }
+
+    fn through(self, filter: &mut Filter) -> Self {
+        self.numbered(filter, 1)
+    }
+
+    fn numbered(mut self, filter: &mut Filter, context: u32) -> Self {
+        let verdict = filter.on_request(&mut self, context);
+        assert_eq!(verdict == Verdict::Answered, self.answer.is_some());
         self
     }
 }
@@ -147,12 +165,23 @@ impl Request for Get {
         }
         self.headers.get(name).map(|value| (*value).into())
     }
-    fn set_candidates(&mut self, candidates: &str) {
-        self.candidates = Some(candidates.into());
+    fn source(&mut self) -> Option<Vec<u8>> {
+        Some(b"10.9.9.9:1234".into())
     }
-    fn remove_candidates(&mut self) {
+    fn set_header(&mut self, name: &str, value: &str) {
+        if name == CANDIDATES {
+            self.candidates = Some(value.into());
+        } else {
+            self.set.insert(name.into(), value.into());
+        }
+    }
+    fn remove_header(&mut self, name: &str) {
+        assert_eq!(name, CANDIDATES);
         self.candidates = None;
         self.removals += 1;
+    }
+    fn answer(&mut self, status: u32, text: &str) {
+        self.answer = Some((status, text.into()));
     }
     fn set_filter_state(&mut self, arguments: &[u8]) {
         self.arguments = Some(arguments.into());
@@ -180,7 +209,7 @@ fn nothing_is_opened_while_configuring_and_the_first_tick_says_hello() {
     filter.on_tick(&mut proxy);
     assert_eq!(proxy.targets, ["\x0a\x0f\x0a\x0dwaypost_agent"]);
     let [(1, client_message::Kind::Hello(hello))] = &proxy.sent[..] else { panic!("{:?}", proxy.sent) };
-    assert_eq!((hello.protocol, hello.client.as_str(), hello.hash), (1, "front-1#00000007", 0));
+    assert_eq!((hello.protocol, hello.client.as_str(), hello.hash), (2, "front-1#00000007", 0));
 }
 
 #[test]
@@ -409,7 +438,7 @@ fn another_configuration_for_the_same_vm_id_is_refused_and_the_same_one_is_not()
     let other = br#"{"service":{"from":"host"}}"#;
     let error = filter.join(other).unwrap_err();
     assert!(matches!(error, StartError::Taken { .. }), "{error}");
-    let error = Filter::start(&mut proxy, other).unwrap_err();
+    let error = Filter::start(&mut proxy, other, true).unwrap_err();
     assert!(error.to_string().contains("vm_id"), "{error}");
     proxy.start(r#"{"mode":"override_host"}"#);
 }
@@ -422,6 +451,6 @@ fn a_configuration_that_was_only_tried_does_not_keep_the_vm_id_and_one_in_use_do
     let mut filter = proxy.start("{}");
     filter.on_tick(&mut proxy);
     proxy.now += Duration::from_secs(1_000_000);
-    assert!(Filter::start(&mut proxy, br#"{"service":{"from":"host"}}"#).is_err());
+    assert!(Filter::start(&mut proxy, br#"{"service":{"from":"host"}}"#, true).is_err());
     proxy.start("{}");
 }

@@ -38,7 +38,7 @@ fn summary(name: &str, service: &Service) -> ServiceSummary {
         passing: of(Health::Passing).count(),
         critical: of(Health::Critical).count(),
         draining: of(Health::Draining).count(),
-        weight: of(Health::Passing).map(|node| u64::from(node.weight)).sum(),
+        weight: of(Health::Passing).map(|node| u64::from(node.effective_weight())).sum(),
     }
 }
 

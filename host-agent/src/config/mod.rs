@@ -41,6 +41,8 @@ pub const DEFAULT_SOCKET: &str = "/run/waypost/agent.sock";
 pub struct Config {
     /// Name of this host.
     pub node: String,
+    /// Failure domain of this host, for zone aware policies and for its services that name none; empty if unknown.
+    pub zone: String,
     /// Where the catalog's disk copy and the lease ids are kept.
     pub state_dir: PathBuf,
     /// How long a leaving service is shown as draining before it is deregistered.

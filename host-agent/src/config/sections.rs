@@ -20,6 +20,7 @@ pub(super) const DEFAULT_ROOT: &str = "/waypost/services/";
 /// The document. `None` only if something was noted as wrong; a `Some` may still come with notes.
 pub(super) fn config(root: &Section<'_>, host_name: &str) -> Option<Config> {
     let node = root.get("node", values::segment).or_else(|| default_node(root, host_name));
+    let zone = root.get("zone", values::text).unwrap_or_default();
     let state_dir = root.get("state_dir", values::path).unwrap_or_else(|| "/var/lib/waypost".into());
     let drain = root.get("drain", values::duration(Duration::ZERO..=10 * MINUTE)).unwrap_or(5 * SECOND);
     let etcd = match root.section("etcd") {
@@ -38,9 +39,12 @@ pub(super) fn config(root: &Section<'_>, host_name: &str) -> Option<Config> {
         root.section("xds").map(xds).unwrap_or_else(|| Xds { services: vec!["*".into()], connect_timeout: SECOND });
     let guard = root.section("guard").map(guard).unwrap_or_default();
     let watches = watches(root);
-    let services = service::services(root, node.as_deref().unwrap_or("node"));
+    let mut services = service::services(root, node.as_deref().unwrap_or("node"));
+    for service in services.iter_mut().filter(|service| service.zone.is_empty()) {
+        service.zone.clone_from(&zone);
+    }
     root.finish();
-    Some(Config { node: node?, state_dir, drain, etcd: etcd?, socket, admin, api, xds, guard, watches, services })
+    Some(Config { node: node?, zone, state_dir, drain, etcd: etcd?, socket, admin, api, xds, guard, watches, services })
 }
 
 fn default_node(root: &Section<'_>, host_name: &str) -> Option<String> {

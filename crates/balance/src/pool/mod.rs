@@ -21,7 +21,8 @@ use crate::{
 pub struct Slot(u32);
 
 impl Slot {
-    pub(crate) fn index(self) -> usize {
+    /// Its number, from 0; those of slots in use leave few gaps.
+    pub fn index(self) -> usize {
         self.0 as usize
     }
 }

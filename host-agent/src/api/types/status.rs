@@ -27,6 +27,33 @@ pub struct Status {
     pub registrations: usize,
     /// Who is served.
     pub streams: StreamStatus,
+    /// Policies and routes.
+    pub rules: RulesStatus,
+}
+
+/// Policies and routes, in figures.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RulesStatus {
+    /// Policies in use.
+    pub policies: usize,
+    /// Routes in use.
+    pub routes: usize,
+    /// Documents in etcd that are not used.
+    pub refused: Vec<RefusedDocument>,
+}
+
+/// A document in etcd that is not used.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RefusedDocument {
+    /// Its key.
+    #[schema(example = "/waypost/policies/web")]
+    pub key: String,
+    /// The revision that wrote it.
+    pub revision: i64,
+    /// All that is wrong with it, each with its place.
+    pub problems: Vec<String>,
+    /// Whether an earlier document of the key goes on being used.
+    pub last_good: bool,
 }
 
 /// What the agent knows of etcd.
