@@ -87,15 +87,11 @@ impl Watch {
 
     /// Nodes have come and gone.
     pub(super) fn recount(&mut self, nodes: &[Node], slots: &Slots) {
-        let is_out = |slot: &Slot| nodes.get(slot.index()).is_some_and(|node| node.standing.is_out());
-        self.out.retain(|slot| slots.is_present(*slot) && is_out(slot));
-        // One whose node is back while it was busy is in no list.
-        let lost = |(index, node): (usize, &Node)| {
+        let out = |(index, node): (usize, &Node)| {
             let slot = Slot(index as u32);
-            (node.standing.is_out() && slots.is_present(slot) && !self.out.contains(&slot)).then_some(slot)
+            (node.standing.is_out() && slots.is_present(slot)).then_some(slot)
         };
-        let lost: Vec<Slot> = nodes.iter().enumerate().filter_map(lost).collect();
-        self.out.extend(lost);
+        self.out = nodes.iter().enumerate().filter_map(out).collect();
         self.find_next(nodes);
     }
 

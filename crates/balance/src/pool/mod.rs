@@ -115,8 +115,8 @@ impl Pool {
         self.judge(slot, outcome, now, settings)
     }
 
-    /// An attempt failed on a node and was repeated on another; it is the other one for which the request counts as
-    /// started, or the request counts as in flight here and will end. Whether a node was ejected by that.
+    /// An attempt failed on a node on which no request counts as in flight: it was an alternative that failed, too. Whether
+    /// a node was ejected by that.
     pub fn failed_try(&mut self, slot: Slot, kind: OutcomeKind, now: Duration, settings: &Settings) -> bool {
         self.judge(slot, Outcome { kind, latency: None }, now, settings)
     }

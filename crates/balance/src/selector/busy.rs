@@ -54,7 +54,8 @@ pub(super) fn peak_ewma(
 /// Chooses the least costly of `count` distinct members that are drawn, and behind it the others as they were drawn.
 ///
 /// Where one node outweighs the rest by far, it takes many draws to find another. They are given up after a while: a node
-/// that is not found then has so small a share that it is as well not asked this time.
+/// that is not found then has so small a share that it is as well not asked this time. Only if more than two are wanted,
+/// and that is all there are, are they taken one after the other.
 fn least<C>(
     sampler: &WeightedRandom,
     count: usize,
@@ -65,14 +66,17 @@ fn least<C>(
     is_below: impl Fn(&C, &C) -> bool,
 ) {
     let count = count.clamp(2, MOST).min(members.len());
-    let mut drawn = [usize::MAX; MOST];
+    let Some(first) = sampler.pick(stream.next()) else { return };
+    let all = count > 2 && count == members.len();
+    let mut drawn = [first; MOST];
     let mut found = 0;
     let mut best: Option<(usize, C)> = None;
-    for _ in 0..4 + 4 * count {
-        if found == count {
-            break;
-        }
-        let Some(index) = sampler.pick(stream.next()) else { break };
+    for draw in 0..4 + 4 * count {
+        let index = match (draw, all) {
+            (0, _) => first,
+            (_, true) => (first + draw) % count,
+            (_, false) => sampler.pick(stream.next()).unwrap_or(first),
+        };
         if drawn.iter().take(found).any(|drawn| *drawn == index) {
             continue;
         }
@@ -82,6 +86,9 @@ fn least<C>(
         let cost = cost(member);
         if best.as_ref().is_none_or(|(_, least)| is_below(&cost, least)) {
             best = Some((index, cost));
+        }
+        if found == count {
+            break;
         }
     }
     let best = best.map(|(index, _)| index);

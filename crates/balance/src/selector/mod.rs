@@ -136,7 +136,8 @@ impl Selector {
     pub fn choose(&mut self, pool: &Pool, ask: &Ask, choices: &mut [usize; CHOICES]) -> usize {
         let mut stream = Stream::new(ask.random);
         let mut chosen = Chosen::new(choices);
-        if let Some(node) = ask.preferred.and_then(|key| self.pickable(pool, key)) {
+        let preferred = ask.preferred.and_then(|key| self.pickable(pool, key));
+        if let Some(node) = preferred {
             chosen.add(node as usize);
         } else if let Some((node, _)) = self.probes.iter().find(|(_, slot)| pool.wants_probe(*slot)) {
             chosen.add(*node as usize);
@@ -145,7 +146,8 @@ impl Selector {
         let index = self.group(hash, &mut stream);
         let Some(working) = self.groups.get_mut(index) else { return chosen.count() };
         let members = self.members.get(working.group.range.clone()).unwrap_or_default();
-        if chosen.count() == 0 {
+        // Clients that stay where they are do not take the turns of the others.
+        if preferred.is_none() {
             working.engine.pick(members, &Circumstances { pool, now: ask.now, hash }, &mut stream, &mut chosen);
         }
         if !chosen.is_full() {

@@ -75,11 +75,12 @@ impl Plan {
             (0u8..=255).zip(census).filter(|(_, level)| level.nodes > 0).unzip();
         let threshold = settings.panic_threshold.unwrap_or(0).into();
         let loads = levels::spread(&census, settings.overprovisioning, threshold);
-        plan.panicking = loads.iter().any(|load| load.panic && load.percent > 0);
         let mut by_priority = [Load::default(); 256];
         for (priority, load) in priorities.iter().zip(&loads) {
             if let Some(level) = by_priority.get_mut(usize::from(*priority)) {
-                *level = *load;
+                // Where nothing goes, unhealthy nodes are no alternatives either.
+                *level = Load { panic: load.panic && load.percent > 0, ..*load };
+                plan.panicking |= level.panic;
             }
         }
 
