@@ -27,7 +27,7 @@ use waypost_catalog::{Catalog, Node, ServiceName, model::NodeEntry};
 use waypost_registry::{Addresses, Guard, GuardOptions, HeldNode, MirrorEvent, Resolution, View, host::HostName};
 
 use self::placing::{Placing, PolicyOf};
-pub use self::weights::{Decided, Decisions, Question, Request};
+pub use self::weights::{Answer, Decided, Decisions, Question, Request};
 use crate::{
     config::{self, Watch},
     rules::{Refusal, RuleKind, Rules},
@@ -339,9 +339,9 @@ impl Effective {
     }
 
     /// A strategy component has answered. It shows with the next [`Self::publish`].
-    pub fn decided(&mut self, service: &ServiceName, decisions: Decisions) {
-        if self.placing.decided(service, decisions) {
-            self.touched.insert(service.clone());
+    pub fn decided(&mut self, Answer { service, decisions }: Answer) {
+        if self.placing.decided(&service, decisions) {
+            self.touched.insert(service);
         }
     }
 

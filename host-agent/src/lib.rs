@@ -34,4 +34,5 @@ pub mod rules;
 pub mod signals;
 pub mod state;
 pub mod stream;
+pub mod weighing;
 pub mod xds;

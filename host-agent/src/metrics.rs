@@ -24,8 +24,9 @@ use crate::{
     mirroring::MirrorBoard,
     outcomes::Outcomes,
     published::{CatalogReceiver, Staleness as _},
-    registrations::Board,
+    registrations,
     stream::metrics::StreamMetrics,
+    weighing::Board,
 };
 
 /// How reloads ended.
@@ -51,7 +52,7 @@ impl Reloads {
 #[derive(Clone, Debug)]
 pub struct Sources {
     /// This host's services.
-    pub services: Arc<Board>,
+    pub services: Arc<registrations::Board>,
     /// The mirrors.
     pub mirrors: Arc<MirrorBoard>,
     /// What is served.
@@ -60,6 +61,8 @@ pub struct Sources {
     pub streams: Arc<StreamMetrics>,
     /// What became of requests.
     pub outcomes: Arc<Outcomes>,
+    /// How strategy components are.
+    pub components: Arc<Board>,
     /// Reloads.
     pub reloads: Arc<Reloads>,
 }
@@ -85,6 +88,7 @@ impl Collector for Sources {
         self.streams(&mut out)?;
         self.rules(&mut out)?;
         self.outcomes(&mut out)?;
+        self.components(&mut out)?;
         let reloads = [
             ([("result", "applied")], self.reloads.applied.load(Ordering::Relaxed)),
             ([("result", "refused")], self.reloads.refused.load(Ordering::Relaxed)),
@@ -156,6 +160,19 @@ impl Sources {
         out.gauge("waypost_routes", "Routes in use", routes as i64)?;
         out.gauge("waypost_rules_refused", "Policies and routes in etcd that are not used", refused.len() as i64)?;
         out.counter("waypost_rules_refusals", "Policies and routes that were refused", refusals)
+    }
+
+    fn components(&self, out: &mut Writer<'_>) -> fmt::Result {
+        let states = self.components.states();
+        let each = || states.iter().map(|(service, state)| ([("service", service.as_str())], state));
+        let works = each().map(|(labels, state)| (labels, i64::from(state.problem.is_none())));
+        out.gauges("waypost_component_works", "Whether the last answer of a service's component was good", works)?;
+        let answers = each().map(|(labels, state)| (labels, state.answers));
+        out.counters("waypost_component_answers", "Good answers of a service's component", answers)?;
+        let failures = each().map(|(labels, state)| (labels, state.failures));
+        out.counters("waypost_component_failures", "Failures of a service's component", failures)?;
+        let memory = each().map(|(labels, state)| (labels, i64::try_from(state.memory).unwrap_or(i64::MAX)));
+        out.gauges("waypost_component_memory_bytes", "Memory that a service's component holds", memory)
     }
 
     fn outcomes(&self, out: &mut Writer<'_>) -> fmt::Result {

@@ -9,7 +9,10 @@ use std::{
 };
 
 use futures::FutureExt as _;
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
 use tokio_stream::{StreamExt as _, StreamMap, wrappers::ReceiverStream};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -18,7 +21,7 @@ use waypost_registry::{Connector, HeldNode, Mirror, MirrorEvent, MirrorOptions, 
 
 use crate::{
     config::{self, Watch},
-    effective::{Effective, Figures},
+    effective::{Answer, Effective, Figures, Request},
     published::{CatalogReceiver, Staleness},
     rules::RuleKind,
     state::catalog::DiskCopy,
@@ -36,6 +39,15 @@ pub struct MirrorSettings {
     pub guard: config::Guard,
     /// Failure domain of this host; empty if unknown.
     pub zone: String,
+}
+
+/// The ends of whoever runs strategy components.
+#[derive(Debug)]
+pub struct Components {
+    /// What they are to be asked.
+    pub requests: mpsc::UnboundedSender<Request>,
+    /// What they have answered.
+    pub answers: mpsc::UnboundedReceiver<Answer>,
 }
 
 /// How the mirrors stand, for metrics, the admin server and the stream's heartbeats.
@@ -95,6 +107,7 @@ impl Mirroring {
         settings: MirrorSettings,
         disk: Option<DiskCopy>,
         held: Vec<HeldNode>,
+        components: Option<Components>,
     ) -> (Self, CatalogReceiver) {
         let now = Instant::now();
         let before = disk.as_ref().and_then(|copy| now.checked_sub(copy.age)).unwrap_or(now);
@@ -115,6 +128,7 @@ impl Mirroring {
             events: StreamMap::new(),
             rules: Vec::new(),
             rule_events: StreamMap::new(),
+            components,
             resolver: Resolver::start(SystemLookup),
             catalog,
             figures,
@@ -170,6 +184,7 @@ struct Worker {
     /// The mirrors of policies and routes.
     rules: Vec<Mirror>,
     rule_events: StreamMap<RuleKind, ReceiverStream<MirrorEvent>>,
+    components: Option<Components>,
     resolver: Resolver,
     catalog: watch::Sender<Option<Arc<Catalog>>>,
     figures: watch::Sender<Figures>,
@@ -192,6 +207,7 @@ impl Worker {
                     self.take_in_queued();
                 }
                 Some((kind, event)) = self.rule_events.next() => self.effective.apply_rules(kind, &event),
+                answer = answered(&mut self.components) => self.effective.decided(answer),
                 resolution = self.resolver.next() => self.effective.resolve(&resolution),
                 () = sleep_until(deadline) => {}
             }
@@ -227,6 +243,13 @@ impl Worker {
         if let Some(catalog) = self.effective.publish(Instant::now()) {
             debug!(version = catalog.version(), services = catalog.services().len(), "catalog published");
             self.catalog.send_replace(Some(catalog));
+        }
+        for request in self.effective.take_requests() {
+            match &self.components {
+                // Whoever runs them ends with the agent.
+                Some(components) => _ = components.requests.send(request),
+                None => warn!(?request, "no strategy component can run in this agent: plain weights are used"),
+            }
         }
         let figures = self.effective.figures();
         let before = self.figures.send_replace(figures.clone());
@@ -283,6 +306,18 @@ impl Worker {
     }
 }
 
+/// The next answer of a strategy component; of none, never.
+async fn answered(components: &mut Option<Components>) -> Answer {
+    let answer = match components {
+        Some(components) => components.answers.recv().await,
+        None => None,
+    };
+    match answer {
+        Some(answer) => answer,
+        None => std::future::pending().await,
+    }
+}
+
 async fn sleep_until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
@@ -307,7 +342,7 @@ mod tests {
         let endpoints = vec!["http://127.0.0.1:1".into()];
         let connector = Connector::new(ConnectOptions { endpoints, ..ConnectOptions::default() }).unwrap();
         let disk = DiskCopy { catalog: Catalog::default(), age: Duration::from_secs(3600) };
-        let (mirroring, _catalog) = Mirroring::start(connector, settings("/a/"), Some(disk), Vec::new());
+        let (mirroring, _catalog) = Mirroring::start(connector, settings("/a/"), Some(disk), Vec::new(), None);
         let board = mirroring.board();
         assert!(board.stale_for() >= Duration::from_secs(3600));
         mirroring.apply(settings("/b/"));

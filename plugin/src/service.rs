@@ -13,8 +13,8 @@ use waypost_policy::{Compiled, SubsetChoice, zone_number};
 
 use crate::outcomes::{Running, SharedLedger};
 
-/// Entries of a hash table that a tick adds to one under construction.
-const TABLE_STEP: usize = 16 * 1024;
+/// Steps that a tick spends on a hash table under construction: about a millisecond, and a table takes seven of them.
+const TABLE_STEP: usize = 128 * 1024;
 
 /// What a request asks of the service.
 #[derive(Clone, Copy, Debug, Default)]
@@ -236,12 +236,15 @@ impl Service {
         Some(Running::start(&self.ledger, &self.settings, choices, pick.count, reported))
     }
 
-    /// Time passes: ejections end, and tables are built further.
-    pub fn tick(&mut self, now: Duration) {
+    /// Time passes: ejections end, and tables are built further, so many of them at most, less those that are.
+    pub fn tick(&mut self, now: Duration, tables: &mut usize) {
         if let Ok(mut ledger) = self.ledger.try_borrow_mut() {
             ledger.pool.tick(now, &self.settings);
         }
-        self.groups.iter_mut().flatten().for_each(|group| group.selector.advance(TABLE_STEP));
+        for group in self.groups.iter_mut().flatten().filter(|group| group.selector.is_building()).take(*tables) {
+            group.selector.advance(TABLE_STEP);
+            *tables = tables.saturating_sub(1);
+        }
     }
 
     /// The request went out while too few nodes were healthy.

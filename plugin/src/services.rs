@@ -12,6 +12,9 @@ use waypost_policy::{Compiled, Route, RouteTable};
 
 use crate::{outcomes::Ledgers, service::Service};
 
+/// Hash tables on which a tick spends time, however many there are to be built: it must not hold up requests.
+const TABLES_PER_TICK: usize = 2;
+
 /// The catalog's copy, and each service that was asked for.
 ///
 /// A service is made ready with the first pick after it changed, not with the change: then a worker pays only for the
@@ -153,8 +156,9 @@ impl Services {
 
     /// Time passes.
     pub fn tick(&mut self, now: Duration) {
+        let mut tables = TABLES_PER_TICK;
         for ready in self.ready.values_mut() {
-            ready.service.tick(now);
+            ready.service.tick(now, &mut tables);
         }
     }
 

@@ -1,12 +1,15 @@
 //! How the agent is.
 
 use axum::{Json, extract::State};
+use waypost_catalog::ServiceName;
 
 use super::{
     Api,
-    types::{CatalogStatus, EtcdStatus, RefusedDocument, RulesStatus, Status, StreamStatus, WatchStatus},
+    types::{
+        CatalogStatus, ComponentStatus, EtcdStatus, RefusedDocument, RulesStatus, Status, StreamStatus, WatchStatus,
+    },
 };
-use crate::{published::Staleness as _, rules::Refusal};
+use crate::{published::Staleness as _, rules::Refusal, weighing::ComponentState};
 
 /// How the agent is, and what it knows of etcd.
 #[utoipa::path(get, path = "/v1/status", tag = "agent", responses((status = OK, body = Status)))]
@@ -58,6 +61,20 @@ pub(super) async fn status(State(api): State<Api>) -> Json<Status> {
             policies: figures.rules.policies,
             routes: figures.rules.routes,
             refused: refused.collect(),
+            components: sources.components.states().into_iter().map(component).collect(),
         },
     })
+}
+
+fn component((service, state): (ServiceName, ComponentState)) -> ComponentStatus {
+    ComponentStatus {
+        service: service.to_string(),
+        component: state.component,
+        problem: state.problem,
+        answers: state.answers,
+        failures: state.failures,
+        last_good_seconds: state.last_good.map(|at| at.elapsed().as_secs_f64()),
+        took_ms: state.took.as_secs_f64() * 1e3,
+        memory_bytes: state.memory,
+    }
 }

@@ -59,6 +59,8 @@ pub struct Config {
     pub xds: Xds,
     /// The guard against mass loss.
     pub guard: Guard,
+    /// Strategy components.
+    pub strategies: StrategiesConfig,
     /// The mirrored prefixes, at least one.
     pub watches: Vec<Watch>,
     /// This host's services.
@@ -131,6 +133,17 @@ pub struct Guard {
     pub window: Duration,
     /// Services that are not guarded.
     pub exempt: Vec<ServiceName>,
+}
+
+/// Where strategy components are, and what they may use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StrategiesConfig {
+    /// Where components with names are, as `NAME.wasm`.
+    pub directory: PathBuf,
+    /// For one answer.
+    pub deadline: Duration,
+    /// Bytes of memory of an instance.
+    pub memory: usize,
 }
 
 /// A mirrored prefix.

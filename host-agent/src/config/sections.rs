@@ -6,7 +6,7 @@ use waypost_catalog::Protocol;
 use waypost_registry::format::Format;
 
 use super::{
-    Auth, Config, DEFAULT_SOCKET, Etcd, Guard, Password, Watch, Xds,
+    Auth, Config, DEFAULT_SOCKET, Etcd, Guard, Password, StrategiesConfig, Watch, Xds,
     reader::Section,
     service,
     values::{self, MS, SECOND},
@@ -38,13 +38,28 @@ pub(super) fn config(root: &Section<'_>, host_name: &str) -> Option<Config> {
     let xds =
         root.section("xds").map(xds).unwrap_or_else(|| Xds { services: vec!["*".into()], connect_timeout: SECOND });
     let guard = root.section("guard").map(guard).unwrap_or_default();
+    let strategies = root.section("strategies").map(strategies).unwrap_or_default();
     let watches = watches(root);
     let mut services = service::services(root, node.as_deref().unwrap_or("node"));
     for service in services.iter_mut().filter(|service| service.zone.is_empty()) {
         service.zone.clone_from(&zone);
     }
     root.finish();
-    Some(Config { node: node?, zone, state_dir, drain, etcd: etcd?, socket, admin, api, xds, guard, watches, services })
+    Some(Config {
+        node: node?,
+        zone,
+        state_dir,
+        drain,
+        etcd: etcd?,
+        socket,
+        admin,
+        api,
+        xds,
+        guard,
+        strategies,
+        watches,
+        services,
+    })
 }
 
 fn default_node(root: &Section<'_>, host_name: &str) -> Option<String> {
@@ -143,6 +158,24 @@ fn guard(section: Section<'_>) -> Guard {
     };
     section.finish();
     guard
+}
+
+impl Default for StrategiesConfig {
+    fn default() -> Self {
+        Self { directory: "/etc/waypost/strategies".into(), deadline: 100 * MS, memory: 64 << 20 }
+    }
+}
+
+fn strategies(section: Section<'_>) -> StrategiesConfig {
+    let default = StrategiesConfig::default();
+    let memory = section.get("memory_mib", values::integer(1..=4096_usize)).map(|mib| mib << 20);
+    let strategies = StrategiesConfig {
+        directory: section.get("directory", values::path).unwrap_or(default.directory),
+        deadline: section.get("deadline", values::duration(MS..=MINUTE)).unwrap_or(default.deadline),
+        memory: memory.unwrap_or(default.memory),
+    };
+    section.finish();
+    strategies
 }
 
 fn watches(root: &Section<'_>) -> Vec<Watch> {

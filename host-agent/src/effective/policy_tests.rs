@@ -163,7 +163,8 @@ fn what_a_component_decides_stands_until_it_decides_otherwise() {
     let at = |port| SocketAddr::from(([10, 0, 0, 1], port));
     let decided = |weight| Decided { weight, priority: 1 };
     let web = question.service.clone();
-    bench.effective.decided(&web, BTreeMap::from([(at(1), decided(5)), (at(2), decided(6))]));
+    let decisions = BTreeMap::from([(at(1), decided(5)), (at(2), decided(6))]);
+    bench.effective.decided(Answer { service: web.clone(), decisions });
     let of = |weight| Placement { weight: Some(weight), priority: 1, ..Placement::default() };
     assert_eq!(bench.placements(), [of(5), of(0)], "weight 0 is an operator's word");
     assert!(bench.effective.take_requests().is_empty(), "an answer is no new question");

@@ -43,6 +43,15 @@ pub enum Request {
     Forget(ServiceName),
 }
 
+/// What a component has answered about a service.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// The service.
+    pub service: ServiceName,
+    /// The decisions about its nodes.
+    pub decisions: Decisions,
+}
+
 #[derive(Debug)]
 struct Asked {
     component: Component,

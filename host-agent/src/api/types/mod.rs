@@ -29,7 +29,9 @@ pub use self::{
         CheckDefinition, CheckReport, DeregisterQuery, Heartbeat, Maintenance, MaintenanceRequest, Registration,
         RegistrationState, ServiceDefinition, Source,
     },
-    status::{CatalogStatus, EtcdStatus, RefusedDocument, RulesStatus, Status, StreamStatus, WatchStatus},
+    status::{
+        CatalogStatus, ComponentStatus, EtcdStatus, RefusedDocument, RulesStatus, Status, StreamStatus, WatchStatus,
+    },
     values::{Value, ValueEvent, ValueRemoved, Values, ValuesQuery},
 };
 

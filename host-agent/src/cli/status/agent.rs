@@ -63,6 +63,15 @@ fn findings(agent: &Status, registrations: &[Registration], services: &[ServiceS
         let problems = document.problems.join("; ");
         findings.push(Finding::problem(format!("{} is refused, {instead}: {problems}", document.key)));
     }
+    for component in &agent.rules.components {
+        let Some(problem) = &component.problem else { continue };
+        let instead = match component.last_good_seconds {
+            Some(_) => "its last good answer stands",
+            None => "plain weights are used",
+        };
+        let (name, service) = (&component.component, &component.service);
+        findings.push(Finding::problem(format!("component {name} of {service} fails, {instead}: {problem}")));
+    }
     if let Some(maintenance) = &agent.maintenance {
         let text = format!("this host is in maintenance since {}: {}", maintenance.since, maintenance.reason);
         findings.push(Finding::notice(text));
@@ -199,7 +208,7 @@ mod tests {
             maintenance: None,
             registrations: 1,
             streams: StreamStatus { filters: 3, envoys: 1 },
-            rules: RulesStatus { policies: 1, routes: 2, refused: Vec::new() },
+            rules: RulesStatus { policies: 1, routes: 2, refused: Vec::new(), components: Vec::new() },
         }
     }
 
