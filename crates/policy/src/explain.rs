@@ -287,12 +287,21 @@ mod tests {
         explain(&RouteTable::new(routes.collect()), Some(&fallback), policy_of, &mut request)
     }
 
-    fn ways(explanation: &Explanation) -> Vec<(f64, &str, Option<&str>, By, Option<By>)> {
-        let rounded = |probability: f64| (probability * 1e6).round() / 1e6;
-        let ways = explanation.ways.iter().map(|way| {
-            (rounded(way.probability), way.service.as_str(), way.subset.as_deref(), way.service_by, way.subset_by)
-        });
-        ways.collect()
+    fn way(probability: f64, service: &str, service_by: By, subset: Option<(&str, By)>) -> Way {
+        Way {
+            probability,
+            service: service.into(),
+            service_by,
+            subset: subset.map(|(name, _)| name.into()),
+            subset_by: subset.map(|(_, by)| by),
+            missing_subset: None,
+            nodes: Vec::new(),
+        }
+    }
+
+    fn rounded(explanation: Explanation) -> Vec<Way> {
+        let round = |way: Way| Way { probability: (way.probability * 1e6).round() / 1e6, ..way };
+        explanation.ways.into_iter().map(round).collect()
     }
 
     #[test]
@@ -324,22 +333,21 @@ mod tests {
     fn ways_have_the_probability_of_their_arms() {
         let route = r#"{"order": 1, "match": {}, "service": "orders",
             "split": [{"weight": 1}, {"subset": "v3", "weight": 1}, {"service": "users", "weight": 2}, {"subset": "v1", "weight": 0}]}"#;
-        let explanation = explained(&[("r", route)], Request::get("a", "/"));
+        let by = By::RouteSplit;
         let expected = [
-            (0.2375, "orders", Some("v1"), By::RouteSplit, Some(By::PolicySplit)),
-            (0.0125, "orders", Some("v2"), By::RouteSplit, Some(By::PolicySplit)),
-            (0.25, "orders", Some("v3"), By::RouteSplit, Some(By::RouteSplit)),
-            (0.5, "users", None, By::RouteSplit, None),
+            way(0.2375, "orders", by, Some(("v1", By::PolicySplit))),
+            way(0.0125, "orders", by, Some(("v2", By::PolicySplit))),
+            Way { missing_subset: Some(Missing::WholeService), ..way(0.25, "orders", by, Some(("v3", by))) },
+            way(0.5, "users", by, None),
         ];
-        assert_eq!(ways(&explanation), expected);
-        assert_eq!(explanation.ways[2].missing_subset, Some(Missing::WholeService));
+        assert_eq!(rounded(explained(&[("r", route)], Request::get("a", "/"))), expected);
     }
 
     #[test]
     fn what_the_request_decides_is_certain() {
         let orders = [("r", r#"{"order": 1, "match": {}, "service": "orders"}"#)];
         let header = explained(&orders, Request::get("a", "/").with("x-subset", "v2").with("x-user", "u"));
-        assert_eq!(ways(&header), [(1.0, "orders", Some("v2"), By::Route, Some(By::Header))]);
+        assert_eq!(header.ways, [way(1.0, "orders", By::Route, Some(("v2", By::Header)))]);
         let unknown = explained(&orders, Request::get("a", "/").with("x-subset", "v9"));
         assert_eq!(unknown.ways[0].missing_subset, Some(Missing::WholeService));
         let mut request = Request::get("a", "/").with("x-user", "u");
@@ -347,10 +355,10 @@ mod tests {
         let policy = policy();
         let SubsetChoice::Subset(index) = policy.subset_for(&mut request, 0) else { panic!() };
         assert_eq!(policy.subset_for(&mut request, u64::MAX), SubsetChoice::Subset(index));
-        let name = policy.subsets.name(index);
-        assert_eq!(ways(&sticky), [(1.0, "orders", name, By::Route, Some(By::PolicyStickySplit))]);
+        let name = policy.subsets.name(index).unwrap();
+        assert_eq!(sticky.ways, [way(1.0, "orders", By::Route, Some((name, By::PolicyStickySplit)))]);
         let none = explained(&[], Request::get("a", "/"));
-        assert_eq!(ways(&none), [(1.0, "fallback", None, By::Host, None)]);
+        assert_eq!(none.ways, [way(1.0, "fallback", By::Host, None)]);
     }
 
     #[test]

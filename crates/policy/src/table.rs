@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt};
 
 use crate::{
-    HostPattern, Match, PathMatch, RequestView, Route,
+    HeaderMatch, HostPattern, Match, PathMatch, RequestView, Route,
     prefix_index::PrefixIndex,
     request::{without_port, without_query},
     route::{ended, reversed},
@@ -75,7 +75,7 @@ impl RouteTable {
         while let Some(index) = take_least(&mut lists) {
             let route = self.routes.get(index as usize)?;
             // Its host is that of the request, or it would be in none of these lists.
-            if rest.mismatch(&route.matching, None, &path).is_none() {
+            if rest.differs(&route.matching, None, &path).is_none() {
                 return Some(route);
             }
         }
@@ -88,10 +88,9 @@ impl RouteTable {
         let mut rest = Rest::new(request);
         let mut tried = Vec::new();
         for route in &self.routes {
-            let mismatch = rest.mismatch(&route.matching, Some(&host), &path);
-            let ends = mismatch.is_none();
-            tried.push((route, mismatch));
-            if ends {
+            let differs = rest.differs(&route.matching, Some(&host), &path);
+            tried.push((route, differs.map(|part| rest.mismatch(part, &host, &path))));
+            if differs.is_none() {
                 break;
             }
         }
@@ -127,7 +126,16 @@ fn path(request: &mut impl RequestView) -> Vec<u8> {
     path
 }
 
-/// The first thing in which a request is not as a route has it, and what the request has instead.
+/// A part of a request that a route can name.
+#[derive(Clone, Copy, Debug)]
+enum Part<'t> {
+    Host,
+    Path,
+    Method,
+    Header(&'t str),
+}
+
+/// The first part in which a request is not as a route has it, and what the request has there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Mismatch {
     Host(Vec<u8>),
@@ -161,28 +169,34 @@ impl<'t, 'r, R: RequestView> Rest<'t, 'r, R> {
         self.headers.get(index).and_then(|(_, value)| value.as_deref())
     }
 
-    /// Without `host` it is known to be the route's.
-    fn mismatch(&mut self, matching: &'t Match, host: Option<&[u8]>, path: &[u8]) -> Option<Mismatch> {
+    /// The first part that is not as the route has it. Without `host` it is known to be the route's.
+    fn differs(&mut self, matching: &'t Match, host: Option<&[u8]>, path: &[u8]) -> Option<Part<'t>> {
         let Match { hosts, path: wanted, methods, headers } = matching;
-        if let Some(host) = host
-            && !hosts.is_empty()
-            && !hosts.iter().any(|pattern| pattern.takes(host))
-        {
-            return Some(Mismatch::Host(host.to_vec()));
+        let is_for = |host: &[u8]| hosts.is_empty() || hosts.iter().any(|pattern| pattern.takes(host));
+        if host.is_some_and(|host| !is_for(host)) {
+            return Some(Part::Host);
         }
         if wanted.as_ref().is_some_and(|wanted| !wanted.takes(path)) {
-            return Some(Mismatch::Path(path.to_vec()));
+            return Some(Part::Path);
         }
-        if !methods.is_empty() {
-            let method = self.method();
-            if !method.is_some_and(|method| methods.iter().any(|wanted| wanted.as_bytes() == method)) {
-                return Some(Mismatch::Method(method.map(<[u8]>::to_vec)));
-            }
+        let is_one = |method: &[u8]| methods.iter().any(|wanted| wanted.as_bytes() == method);
+        if !methods.is_empty() && !self.method().is_some_and(is_one) {
+            return Some(Part::Method);
         }
-        headers.iter().find_map(|(name, wanted)| {
-            let value = self.header(name);
-            (!wanted.takes(value)).then(|| Mismatch::Header(name.clone(), value.map(<[u8]>::to_vec)))
-        })
+        let differs = |(name, wanted): (&'t String, &HeaderMatch)| {
+            (!wanted.takes(self.header(name))).then_some(Part::Header(name))
+        };
+        headers.iter().find_map(differs)
+    }
+
+    /// What the request has in a part.
+    fn mismatch(&mut self, part: Part<'t>, host: &[u8], path: &[u8]) -> Mismatch {
+        match part {
+            Part::Host => Mismatch::Host(host.to_vec()),
+            Part::Path => Mismatch::Path(path.to_vec()),
+            Part::Method => Mismatch::Method(self.method().map(<[u8]>::to_vec)),
+            Part::Header(name) => Mismatch::Header(name.to_owned(), self.header(name).map(<[u8]>::to_vec)),
+        }
     }
 }
 

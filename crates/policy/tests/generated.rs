@@ -256,7 +256,7 @@ fn changed(document: &Value, at: usize, with: Option<Value>, name: &str) -> Valu
     let mut changed = document.clone();
     let place = &all[at % all.len()];
     match (changed.pointer_mut(place), with) {
-        (Some(Value::Object(members)), None) if at % 2 == 0 => drop(members.insert(name.to_owned(), json!(1))),
+        (Some(Value::Object(members)), None) if at.is_multiple_of(2) => drop(members.insert(name.to_owned(), json!(1))),
         (Some(Value::Object(members)), None) => {
             let first = members.keys().next().cloned();
             first.and_then(|first| members.remove(&first));
@@ -327,6 +327,9 @@ proptest! {
 fn size_and_depth_are_bounded() {
     let long = format!("{{\"component\": {{\"name\": \"c\", \"parameters\": \"{}\"}}}}", "x".repeat(MAX_DOCUMENT));
     assert!(Policy::parse(long.as_bytes()).is_err());
+    // Short, and long as it would be written.
+    let grows = format!("{{\"component\": {{\"name\": \"c\", \"parameters\": [1e15{}]}}}}", ",1e15".repeat(5_000));
+    assert!(grows.len() < MAX_DOCUMENT && Policy::parse(grows.as_bytes()).is_err());
     let deep = format!("{{\"component\": {{\"name\": \"c\", \"parameters\": {}}}}}", "[".repeat(60_000));
     assert!(Policy::parse(deep.as_bytes()).is_err());
 }

@@ -225,11 +225,10 @@ fn split(place: &Place<'_>, subsets: Option<&Subsets>) -> Option<Split<SubsetArm
             None => all = false,
         }
     }
-    let split = all.then(|| Split::new(read, sticky.flatten())).map(|split| {
+    let split = all.then(|| Split::new(read, sticky.flatten())).inspect(|split| {
         if split.is_none() {
             fields.problem("arms", "their weights are all 0: one at least has to get requests");
         }
-        split
     });
     fields.finish();
     split.flatten()
