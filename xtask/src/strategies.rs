@@ -13,8 +13,8 @@ use crate::process::{run, run_quietly};
 use crate::toolchain::WasmToolchain;
 use crate::ui::Ui;
 
-/// Those in Rust: folders of `examples/strategies`.
-const RUST: [&str; 3] = ["canary", "capacity", "outcomes"];
+/// Those in Rust: folders of `examples/strategies`, and the one of the tests.
+const RUST: [&str; 4] = ["canary", "capacity", "outcomes", "misbehaving"];
 /// What the crate that `waypost strategy new` writes is called here.
 const NEW: &str = "fresh";
 
