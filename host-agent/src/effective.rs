@@ -9,8 +9,11 @@
 
 mod placing;
 #[cfg(test)]
+mod policy_tests;
+#[cfg(test)]
 mod tests;
 mod warming;
+mod weights;
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
@@ -24,6 +27,7 @@ use waypost_catalog::{Catalog, Node, ServiceName, model::NodeEntry};
 use waypost_registry::{Addresses, Guard, GuardOptions, HeldNode, MirrorEvent, Resolution, View, host::HostName};
 
 use self::placing::{Placing, PolicyOf};
+pub use self::weights::{Decided, Decisions, Question, Request};
 use crate::{
     config::{self, Watch},
     rules::{Refusal, RuleKind, Rules},
@@ -327,6 +331,18 @@ impl Effective {
         self.remainder_until = None;
         // Also services that other watches know: the removed one may have had a say in them.
         self.touched.extend(self.catalog.services().keys().cloned());
+    }
+
+    /// What strategy components are to be asked since the last call.
+    pub fn take_requests(&mut self) -> Vec<Request> {
+        self.placing.take_requests()
+    }
+
+    /// A strategy component has answered. It shows with the next [`Self::publish`].
+    pub fn decided(&mut self, service: &ServiceName, decisions: Decisions) {
+        if self.placing.decided(service, decisions) {
+            self.touched.insert(service.clone());
+        }
     }
 
     /// Takes another zone of this host.

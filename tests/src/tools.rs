@@ -36,7 +36,7 @@ pub fn plugin_wasm() -> Result<PathBuf> {
     existing(target().join("waypost/waypost_plugin.wasm"))
 }
 
-/// The filter that does not hear how requests end.
+/// The filter that hears nothing of what becomes of requests.
 pub fn lean_wasm() -> Result<PathBuf> {
     existing(target().join("waypost/waypost_plugin_lean.wasm"))
 }

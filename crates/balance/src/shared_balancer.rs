@@ -231,3 +231,106 @@ impl<T> Drop for Picked<T> {
         self.tell(Outcome::CANCELLED, started);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Algorithm, Ejection, Strategy};
+
+    const MILLI: Duration = Duration::from_millis(1);
+
+    fn balancer(strategy: Strategy, nodes: u64) -> SharedBalancer<u64> {
+        let ejection = Some(Ejection { consecutive_failures: Some(2), max_share: 50, ..Ejection::default() });
+        let settings = Settings { ejection, panic_threshold: None, ..Algorithm::from(strategy).into() };
+        let balancer = SharedBalancer::new(settings, 1);
+        balancer.update(views(0..nodes), Duration::ZERO);
+        balancer
+    }
+
+    fn views(nodes: std::ops::Range<u64>) -> impl Iterator<Item = (NodeView, u64)> {
+        nodes.map(|node| (NodeView::new(crate::random::mix(node + 1), 1), node))
+    }
+
+    #[test]
+    fn what_is_in_flight_is_counted_until_it_is_told_or_dropped() {
+        let balancer = balancer(Strategy::LeastRequest, 2);
+        let first = balancer.pick(MILLI, None).unwrap();
+        let second = balancer.pick(MILLI, None).unwrap();
+        assert_eq!(balancer.in_flight(), 2);
+        assert_ne!(first.node(), second.node());
+        assert_eq!(first.alternatives().collect::<Vec<_>>(), [second.node()]);
+        drop(first);
+        second.ended(OutcomeKind::Success, 2 * MILLI);
+        assert_eq!(balancer.in_flight(), 0);
+        balancer.update([], 3 * MILLI);
+        assert!(balancer.pick(MILLI, None).is_none());
+    }
+
+    #[test]
+    fn a_request_that_fails_goes_on_to_the_alternatives_and_the_failure_counts() {
+        let balancer = balancer(Strategy::RoundRobin, 3);
+        let mut tried = Vec::new();
+        let mut picked = balancer.pick(MILLI, None).unwrap();
+        loop {
+            tried.push(*picked.node());
+            assert_eq!((balancer.in_flight(), picked.alternatives().count()), (1, 3 - tried.len()));
+            if !picked.retry(OutcomeKind::ConnectFailure, 2 * MILLI) {
+                break;
+            }
+        }
+        picked.ended(OutcomeKind::ConnectFailure, 3 * MILLI);
+        tried.sort_unstable();
+        assert_eq!((tried, balancer.in_flight()), (vec![0, 1, 2], 0));
+        for _ in 0..3 {
+            balancer.pick(MILLI, None).unwrap().ended(OutcomeKind::ServerError, 2 * MILLI);
+        }
+        assert_eq!(balancer.ejected(), 2, "half of three is not reached with one");
+        let left = *balancer.pick(MILLI, None).unwrap().node();
+        assert!((0..50).all(|_| *balancer.pick(MILLI, None).unwrap().node() == left));
+    }
+
+    #[test]
+    fn hashing_is_ready_when_an_update_returns_and_shares_are_told() {
+        let balancer = balancer(Strategy::ConsistentHash, 10);
+        let owner = |hash| *balancer.pick(MILLI, Some(hash)).unwrap().node();
+        let before: Vec<u64> = (0..200).map(owner).collect();
+        balancer.update(views(1..10), MILLI);
+        for (hash, before) in (0..).zip(before) {
+            let after = owner(hash);
+            assert!(before == 0 || after == before);
+            balancer.with_shares(Some(hash), |nodes, shares| {
+                let share = |(node, share): (&u64, &f64)| *share == if *node == after { 1.0 } else { 0.0 };
+                assert!(nodes.iter().zip(shares).all(share));
+            });
+        }
+        balancer.set(Algorithm::Random.into());
+        balancer.with_shares(Some(1), |_, shares| assert!(shares.iter().all(|share| (share - 1.0 / 9.0).abs() < 1e-9)));
+    }
+
+    #[test]
+    fn threads_pick_while_nodes_come_and_go() {
+        for strategy in Strategy::ALL {
+            let balancer = balancer(strategy, 20);
+            std::thread::scope(|scope| {
+                for thread in 0..3 {
+                    let balancer = balancer.clone();
+                    scope.spawn(move || {
+                        for pick in 0..2_000 {
+                            let now = MILLI * pick;
+                            let picked = balancer.pick(now, Some((pick * 7 + thread).into())).unwrap();
+                            assert!(*picked.node() < 40);
+                            match pick % 3 {
+                                0 => drop(picked),
+                                _ => picked.ended(OutcomeKind::Success, now + MILLI),
+                            }
+                        }
+                    });
+                }
+                for round in 0..20 {
+                    balancer.update(views(round..round + 20), MILLI);
+                }
+            });
+            assert_eq!(balancer.in_flight(), 0, "{strategy}");
+        }
+    }
+}

@@ -105,6 +105,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_strategy_that_a_single_pick_cannot_follow_is_refused_with_the_reason() {
+        assert_eq!(plain("random"), Ok(Strategy::Random));
+        assert!(plain("best").unwrap_err().contains("is no strategy"));
+        for strategy in Strategy::ALL.into_iter().filter(|strategy| !Strategy::PLAIN.contains(strategy)) {
+            let error = plain(strategy.as_str()).unwrap_err();
+            assert!(error.starts_with(&format!("{strategy} needs")) && error.contains("round-robin"), "{error}");
+        }
+    }
+
+    #[test]
     fn only_healthy_nodes_are_picked_and_each_once() {
         let web = ServiceName::new("web").unwrap();
         let node = |port| Node::at(([10, 0, 0, 1], port).into());

@@ -6,7 +6,10 @@ use bytes::Bytes;
 use waypost_catalog::{Catalog, Change, Health, Node, Placement, ServiceName};
 use waypost_policy::{Compiled, Policy};
 
-use super::warming::{SlowStart, Warming};
+use super::{
+    warming::{SlowStart, Warming},
+    weights::{Decisions, Placed, Request, Weights},
+};
 
 /// A policy, and who calls its service.
 #[derive(Clone, Copy, Debug)]
@@ -22,11 +25,12 @@ pub(super) struct Placing {
     /// Of this host; empty if unknown.
     zone: String,
     warming: Warming,
+    weights: Weights,
 }
 
 impl Placing {
     pub(super) fn new(zone: String) -> Self {
-        Self { zone, warming: Warming::default() }
+        Self { zone, warming: Warming::default(), weights: Weights::default() }
     }
 
     /// Takes another zone of this host; whether it is another one.
@@ -34,6 +38,16 @@ impl Placing {
         let differs = self.zone != zone;
         self.zone = zone.to_owned();
         differs
+    }
+
+    /// What components are to be asked since the last call.
+    pub(super) fn take_requests(&mut self) -> Vec<Request> {
+        self.weights.take_requests()
+    }
+
+    /// A component has answered. Whether the service is to be looked at again.
+    pub(super) fn decided(&mut self, service: &ServiceName, decisions: Decisions) -> bool {
+        self.weights.decided(service, decisions)
     }
 
     /// Services to be looked at again since time has passed.
@@ -66,7 +80,7 @@ impl Placing {
         if slow.is_none() {
             self.warming.forget(&service);
         }
-        let nodes: Vec<_> = nodes
+        let mut nodes: Vec<_> = nodes
             .into_iter()
             .map(|node| {
                 let served = known.and_then(|known| known.entries().get(&node.address));
@@ -85,12 +99,25 @@ impl Placing {
                     let ready = (was_ready, node.health == Health::Passing);
                     placement.warmup = self.warming.share(&service, node.address, slow, ready, now);
                 }
+                Placed { node, placement }
+            })
+            .collect();
+        match policy.as_ref().and_then(|of| of.policy.component.as_ref()) {
+            Some(component) if !nodes.is_empty() => {
+                nodes.sort_by_key(|placed| placed.node.address);
+                self.weights.weigh(&service, component, &mut nodes);
+            }
+            _ => self.weights.forget(&service),
+        }
+        let nodes: Vec<_> = nodes
+            .into_iter()
+            .map(|Placed { node, placement }| {
                 if node.placement == placement {
                     return node;
                 }
                 // Most often it is just as it is served: then it is not in memory another time.
                 let placed = Node { placement, ..Node::clone(&node) };
-                match served {
+                match known.and_then(|known| known.entries().get(&node.address)) {
                     Some(entry) if *entry.node() == placed => Arc::clone(entry.shared()),
                     _ => Arc::new(placed),
                 }

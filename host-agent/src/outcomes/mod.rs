@@ -237,3 +237,82 @@ impl Drop for Reporter<'_> {
         self.outcomes.lock().filters.remove(&self.filter);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use waypost_balance::Histogram;
+    use waypost_catalog::wire::ServiceReport;
+
+    use super::*;
+
+    fn report(requests: u64, failures: u64, millis: u64, in_flight: u32) -> Report {
+        let latency = Duration::from_millis(millis);
+        let node = NodeReport {
+            address: "10.0.0.1:80".into(),
+            requests,
+            server_errors: failures,
+            in_flight,
+            ejected: in_flight > 10,
+            latency: vec![Histogram::bucket(latency) as u32, requests as u32],
+            ..NodeReport::default()
+        };
+        Report { services: vec![ServiceReport { service: "web".into(), nodes: vec![node], panics: failures }] }
+    }
+
+    fn known(outcomes: &Outcomes, now: Instant) -> NodeOutcomes {
+        outcomes.of("web", now).remove("10.0.0.1:80").unwrap_or_default()
+    }
+
+    #[test]
+    fn filters_add_up_and_what_is_under_way_goes_with_its_filter() {
+        let outcomes = Outcomes::default();
+        let now = Instant::now() + Duration::from_secs(30);
+        let (first, second) = (outcomes.reporter(), outcomes.reporter());
+        first.take_in(&report(60, 3, 10, 2), |_, _| true, now);
+        second.take_in(&report(30, 0, 90, 11), |_, _| true, now);
+        let shown = known(&outcomes, now);
+        assert_eq!((shown.total.requests, shown.total.failures(), shown.in_flight, shown.ejected_by), (90, 3, 13, 1));
+        assert!((2.9..3.1).contains(&shown.rate()), "{}", shown.rate());
+        assert!((shown.error_share().unwrap() - 3.0 / 90.0).abs() < 1e-9);
+        let (p50, p99) = (shown.p50.unwrap().as_secs_f64(), shown.p99.unwrap().as_secs_f64());
+        assert!((0.008..0.012).contains(&p50) && (0.075..0.105).contains(&p99), "{p50} {p99}");
+        drop(second);
+        let shown = known(&outcomes, now);
+        assert_eq!((shown.total.requests, shown.in_flight, shown.ejected_by), (90, 2, 0));
+        first.take_in(&report(0, 0, 1, 0), |_, _| true, now);
+        assert_eq!(known(&outcomes, now).in_flight, 0);
+        assert_eq!(outcomes.panics(), BTreeMap::from([("web".into(), 3)]));
+    }
+
+    #[test]
+    fn counts_stay_and_the_last_minute_passes() {
+        let outcomes = Outcomes::default();
+        let start = Instant::now() + Duration::from_secs(100);
+        let reporter = outcomes.reporter();
+        for second in 0..120 {
+            reporter.take_in(&report(10, 1, 5, 0), |_, _| true, start + Duration::from_secs(second));
+        }
+        let now = start + Duration::from_secs(119);
+        let shown = known(&outcomes, now);
+        assert_eq!((shown.total.requests, shown.over), (1_200, window::LENGTH));
+        // Slots of ten seconds: between five and six of them.
+        assert!((500..=600).contains(&shown.recent.requests), "{}", shown.recent.requests);
+        let later = known(&outcomes, now + Duration::from_secs(61));
+        assert_eq!((later.recent, later.p99, later.error_share()), (Counts::default(), None, None));
+        assert_eq!(later.total.requests, 1_200);
+    }
+
+    #[test]
+    fn a_node_that_is_gone_is_forgotten_some_time_after_its_last_request() {
+        let outcomes = Outcomes::default();
+        let start = Instant::now();
+        let reporter = outcomes.reporter();
+        reporter.take_in(&report(1, 0, 5, 0), |_, _| true, start);
+        let mut other = report(1, 0, 5, 0);
+        other.services[0].nodes[0].address = "10.0.0.2:80".into();
+        reporter.take_in(&other, |_, _| true, start + FORGET);
+        assert_eq!(outcomes.of("web", start).len(), 2, "both are served");
+        reporter.take_in(&other, |_, address| address == "10.0.0.2:80", start + FORGET);
+        assert_eq!(outcomes.of("web", start).len(), 1);
+    }
+}
