@@ -36,6 +36,9 @@ pub struct AgentConfig {
     /// Mass-loss guard; none: the agent's defaults.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub guard: Option<GuardConfig>,
+    /// Strategy components; none: the agent's defaults.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub strategies: Option<StrategiesConfig>,
     /// Watched prefixes; none: the agent's default.
     #[serde(rename = "watch", skip_serializing_if = "Vec::is_empty")]
     pub watches: Vec<WatchConfig>,
@@ -80,6 +83,17 @@ pub struct GuardConfig {
     pub max_loss: f64,
     /// How long lost nodes are kept.
     pub grace: String,
+}
+
+/// Table `strategies`.
+#[derive(Debug, Clone, Serialize)]
+pub struct StrategiesConfig {
+    /// Where the components are.
+    pub directory: PathBuf,
+    /// For one answer.
+    pub deadline: String,
+    /// MiB of an instance.
+    pub memory_mib: usize,
 }
 
 /// One `[[watch]]`.
@@ -160,6 +174,7 @@ impl AgentConfig {
             etcd: EtcdConfig { endpoints: endpoints.to_vec(), ..EtcdConfig::default() },
             xds: None,
             guard: None,
+            strategies: None,
             watches: Vec::new(),
             services: Vec::new(),
         }
@@ -202,6 +217,13 @@ impl AgentConfig {
     pub fn user(mut self, name: &str, password_file: &Path) -> Self {
         self.etcd.username = Some(name.to_owned());
         self.etcd.password_file = Some(password_file.to_owned());
+        self
+    }
+
+    /// Strategy components of this directory, with so many MiB each.
+    pub fn strategies(mut self, directory: &Path, memory_mib: usize) -> Self {
+        self.strategies =
+            Some(StrategiesConfig { directory: directory.to_owned(), deadline: "100ms".to_owned(), memory_mib });
         self
     }
 

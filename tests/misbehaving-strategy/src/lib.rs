@@ -36,8 +36,7 @@ enum Deed {
 
 impl Guest for Misbehaving {
     fn weigh(input: Input) -> Result<Answer, String> {
-        let Parameters { deed, weight } =
-            serde_json::from_str(&input.parameters).map_err(|error| error.to_string())?;
+        let Parameters { deed, weight } = serde_json::from_str(&input.parameters).map_err(|error| error.to_string())?;
         let count = input.nodes.len();
         let decisions = match deed {
             Deed::Loop => loop {
@@ -52,9 +51,9 @@ impl Guest for Misbehaving {
             Deed::Trap => std::process::abort(),
             Deed::Refuse => return Err("it was told to".to_owned()),
             Deed::Nonsense => vec![Decision { weight: 1, priority: 0 }; count + 1],
-            Deed::Weigh => (0..count)
-                .map(|node| Decision { weight: if node == 0 { weight } else { 1 }, priority: 0 })
-                .collect(),
+            Deed::Weigh => {
+                (0..count).map(|node| Decision { weight: if node == 0 { weight } else { 1 }, priority: 0 }).collect()
+            }
         };
         Ok(Answer { decisions, ask_again_seconds: None })
     }
