@@ -36,6 +36,11 @@ pub fn plugin_wasm() -> Result<PathBuf> {
     existing(target().join("waypost/waypost_plugin.wasm"))
 }
 
+/// The filter that hears nothing of what becomes of requests.
+pub fn lean_wasm() -> Result<PathBuf> {
+    existing(target().join("waypost/waypost_plugin_lean.wasm"))
+}
+
 /// The filter whose VM traps on the request header `x-waypost-trap`.
 pub fn trap_wasm() -> Result<PathBuf> {
     existing(target().join("waypost/waypost_plugin_trap.wasm"))

@@ -16,6 +16,7 @@
 // The filter calls this for every request, and a panic there takes the worker's VM down.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
+mod compiled;
 mod cookie;
 mod duration;
 pub mod explain;
@@ -35,6 +36,7 @@ mod split;
 mod subsets;
 mod table;
 
+pub use compiled::{Compiled, zone_number};
 pub use cookie::{StickyCookie, cookie, node_key};
 pub use duration::{format_duration, parse_duration};
 pub use explain::explain;

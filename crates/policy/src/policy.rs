@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 use waypost_catalog::ServiceName;
 
-use crate::{HashKey, Priority, Problems, RequestView, Split, StickyCookie, SubsetChoice, Subsets, reader};
+use crate::{HashKey, MAX_DOCUMENT, Priority, Problems, RequestView, Split, StickyCookie, SubsetChoice, Subsets, reader};
 
 /// Of the split of a policy; see [`crate::Sticky::hash`].
 const SPLIT_SEED: u64 = 1;
@@ -189,7 +189,12 @@ impl Policy {
     /// # Errors
     /// [`Problems`] with everything that is wrong.
     pub fn parse(json: &[u8]) -> Result<Self, Problems> {
-        reader::document(json, read::policy)
+        let policy = reader::document(json, read::policy)?;
+        // What goes without saying is written out in places, and numbers may be longer: it has to be read again.
+        match policy.to_json().len() {
+            ..=MAX_DOCUMENT => Ok(policy),
+            long => Err(Problems::whole(format!("{long} bytes long as it is kept: up to {MAX_DOCUMENT} are allowed"))),
+        }
     }
 
     /// The one document that says this: no blanks, names in order, and nothing that goes without saying.

@@ -61,6 +61,18 @@ impl<R: RequestView> Remembering<R> {
     }
 }
 
+impl<R> Remembering<R> {
+    /// The request itself.
+    pub fn inner_mut(&mut self) -> &mut R {
+        &mut self.request
+    }
+
+    /// The request itself, and nothing of what was read.
+    pub fn into_inner(self) -> R {
+        self.request
+    }
+}
+
 impl<R: RequestView> RequestView for Remembering<R> {
     fn host(&mut self) -> Option<Vec<u8>> {
         self.host.get_or_insert_with(|| self.request.host()).clone()

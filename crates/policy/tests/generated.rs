@@ -327,6 +327,9 @@ proptest! {
 fn size_and_depth_are_bounded() {
     let long = format!("{{\"component\": {{\"name\": \"c\", \"parameters\": \"{}\"}}}}", "x".repeat(MAX_DOCUMENT));
     assert!(Policy::parse(long.as_bytes()).is_err());
+    // Short, and long as it would be written.
+    let grows = format!("{{\"component\": {{\"name\": \"c\", \"parameters\": [1e15{}]}}}}", ",1e15".repeat(5_000));
+    assert!(grows.len() < MAX_DOCUMENT && Policy::parse(grows.as_bytes()).is_err());
     let deep = format!("{{\"component\": {{\"name\": \"c\", \"parameters\": {}}}}}", "[".repeat(60_000));
     assert!(Policy::parse(deep.as_bytes()).is_err());
 }

@@ -7,6 +7,7 @@ mod cpu;
 mod etcd_requests;
 mod fleet;
 mod mirror;
+mod native;
 mod propagation;
 mod registry;
 mod request_cost;
