@@ -8,7 +8,9 @@ use std::time::Duration;
 use serde_json::Value;
 use waypost_catalog::ServiceName;
 
-use crate::{HashKey, MAX_DOCUMENT, Priority, Problems, RequestView, Split, StickyCookie, SubsetChoice, Subsets, reader};
+use crate::{
+    HashKey, MAX_DOCUMENT, Priority, Problems, RequestView, Split, StickyCookie, SubsetChoice, Subsets, reader,
+};
 
 /// Of the split of a policy; see [`crate::Sticky::hash`].
 const SPLIT_SEED: u64 = 1;
