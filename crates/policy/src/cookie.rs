@@ -1,8 +1,6 @@
 //! Cookies: read out of a request, and the one that keeps a client at its node.
 
-use std::{net::SocketAddr, time::Duration};
-
-use xxhash_rust::xxh3::xxh3_64;
+use std::time::Duration;
 
 use crate::{RequestView, duration::format_duration, json::Json, names, reader::Fields};
 
@@ -12,8 +10,8 @@ const LONGEST: Duration = Duration::from_secs(400 * 24 * 3_600);
 
 /// A cookie that keeps a client at its node, whatever comes or goes beside it.
 ///
-/// Its value is the node's [`node_key`], which a client could make up as well: it chooses among the nodes that the
-/// request may go to anyway, and means nothing else.
+/// Its value is the node's [key](waypost_catalog::model::node_key), which a client could make up as well: it chooses among
+/// the nodes that the request may go to anyway, and means nothing else.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StickyCookie {
     /// Its name.
@@ -45,7 +43,7 @@ impl StickyCookie {
         ])
     }
 
-    /// The [`node_key`] that a request names.
+    /// The node's key that a request names.
     pub fn key(&self, request: &mut impl RequestView) -> Option<u64> {
         let header = request.header("cookie")?;
         let value = cookie(&header, &self.name)?;
@@ -60,18 +58,6 @@ impl StickyCookie {
         let age = self.ttl.map(|ttl| format!("; Max-Age={}", ttl.as_secs())).unwrap_or_default();
         format!("{}={key:016x}; Path={}{age}; HttpOnly; SameSite=Lax", self.name, self.path)
     }
-}
-
-/// What stands for a node in a [`StickyCookie`]: the same wherever and whenever it is computed.
-pub fn node_key(address: &SocketAddr) -> u64 {
-    let mut bytes = [0; 18];
-    let octets = match address.ip() {
-        std::net::IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
-        std::net::IpAddr::V6(ip) => ip.octets(),
-    };
-    let port = address.port().to_be_bytes();
-    bytes.iter_mut().zip(octets.iter().chain(&port)).for_each(|(byte, of)| *byte = *of);
-    xxh3_64(&bytes)
 }
 
 /// The first value of this name in a `cookie` header.
@@ -118,15 +104,5 @@ mod tests {
         {
             assert_eq!(key(other), None, "{other}");
         }
-    }
-
-    #[test]
-    fn a_nodes_key_is_that_of_its_address_for_ever() {
-        let key = |address: &str| node_key(&address.parse().unwrap());
-        // Clients hold such keys: another value would send them all to other nodes.
-        assert_eq!(key("10.0.0.1:80"), 0xb0329a2cce123926);
-        assert_ne!(key("10.0.0.1:80"), key("10.0.0.1:81"));
-        assert_ne!(key("10.0.0.1:80"), key("10.0.0.2:80"));
-        assert_ne!(key("[::1]:80"), key("[::2]:80"));
     }
 }

@@ -1,11 +1,14 @@
 //! Why a request goes where it goes: the decisions of routes and policies with their reasons, for people and programs.
 //!
-//! What a node's probability is depends on the state of a selector, which is not known here: [`Way::nodes`] is for whoever
-//! has one to fill in. [`excluded`] tells of those that no selector would take.
+//! [`explain`](explain()) tells the ways that a request can go, [`Way::choose_among`] what then becomes of it among a
+//! service's nodes.
+
+mod nodes;
 
 use serde::Serialize;
-use waypost_catalog::{Health, Node, ServiceName};
+use waypost_catalog::ServiceName;
 
+pub use self::nodes::{Exclusion, NodeShare};
 use crate::{
     Destination, HeaderMatch, Policy, RequestView, Route, RouteTable, SubsetChoice, Target, format_duration,
     table::Mismatch,
@@ -59,9 +62,13 @@ pub struct Way {
     pub subset: Option<String>,
     /// What named the subset.
     pub subset_by: Option<By>,
-    /// The subset is none of the policy's: what happens then.
+    /// The subset is none of the policy's, or none of its nodes may be picked: what happens then.
     pub missing_subset: Option<Missing>,
-    /// The service's nodes. Empty until they are filled in.
+    /// How one of the nodes is picked.
+    pub strategy: &'static str,
+    /// Whether so few nodes are healthy that health is not looked at.
+    pub panicking: bool,
+    /// The service's nodes; none before [`Way::choose_among`].
     pub nodes: Vec<NodeShare>,
 }
 
@@ -85,7 +92,7 @@ pub enum By {
     PolicyStickySplit,
 }
 
-/// What happens to a request for a subset that the policy does not have.
+/// What happens to a request for a subset that has no node for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Missing {
@@ -93,37 +100,6 @@ pub enum Missing {
     WholeService,
     /// It goes to none.
     NoNode,
-}
-
-/// A node and what it gets.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct NodeShare {
-    /// Its name in the registry.
-    pub id: String,
-    /// Where it listens.
-    pub address: String,
-    /// The probability that a request of this way goes there, from 0 to 1.
-    pub probability: f64,
-    /// Why it gets nothing, or something in spite of that.
-    pub excluded: Option<Exclusion>,
-}
-
-/// Why a node gets nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Exclusion {
-    /// Its check fails.
-    Critical,
-    /// It is about to leave.
-    Draining,
-    /// Its weight is 0.
-    NoWeight,
-    /// It does not belong to the subset.
-    OtherSubset,
-    /// Its priority level is not needed.
-    OtherLevel,
-    /// Nodes of nearer zones take all.
-    OtherZone,
 }
 
 /// Explains where a request goes. `fallback` is the service of a request that meets no rule, and `policy_of` knows each
@@ -187,6 +163,8 @@ fn through_policy(
             SubsetChoice::Unknown => Some(Missing::WholeService),
             SubsetChoice::Whole | SubsetChoice::Subset(_) => None,
         },
+        strategy: policy.strategy.as_str(),
+        panicking: false,
         nodes: Vec::new(),
     };
     if let Some(subset) = &target.subset {
@@ -203,22 +181,6 @@ fn through_policy(
     }
     let arms = split.arms().filter(|arm| arm.weight > 0);
     arms.map(|arm| way(Some(&arm.target.name), Some(By::PolicySplit), probability * split.share(arm))).collect()
-}
-
-/// Why no selector would take a node for a request that is meant for a subset, as long as there are others.
-pub fn excluded(policy: &Policy, subset: SubsetChoice, node: &Node) -> Option<Exclusion> {
-    let belongs = match subset {
-        SubsetChoice::Subset(index) => policy.subsets.mask_of(node) >> index & 1 == 1,
-        SubsetChoice::Whole => true,
-        SubsetChoice::Unknown => !policy.strict_subsets,
-    };
-    match node.health {
-        _ if !belongs => Some(Exclusion::OtherSubset),
-        Health::Critical => Some(Exclusion::Critical),
-        Health::Draining => Some(Exclusion::Draining),
-        Health::Passing if node.weight == 0 => Some(Exclusion::NoWeight),
-        Health::Passing => None,
-    }
 }
 
 fn rule(route: &Route, mismatch: Option<&Mismatch>) -> Rule {
@@ -295,6 +257,8 @@ mod tests {
             subset: subset.map(|(name, _)| name.into()),
             subset_by: subset.map(|(_, by)| by),
             missing_subset: None,
+            strategy: "weighted-round-robin",
+            panicking: false,
             nodes: Vec::new(),
         }
     }
@@ -359,24 +323,5 @@ mod tests {
         assert_eq!(sticky.ways, [way(1.0, "orders", By::Route, Some((name, By::PolicyStickySplit)))]);
         let none = explained(&[], Request::get("a", "/"));
         assert_eq!(none.ways, [way(1.0, "fallback", By::Host, None)]);
-    }
-
-    #[test]
-    fn a_node_is_excluded_by_its_subset_before_its_health() {
-        let policy = policy();
-        let node = |version: &str, weight, health| Node {
-            version: version.into(),
-            weight,
-            health,
-            ..Node::at(([10, 0, 0, 1], 80).into())
-        };
-        let v2 = policy.subsets.choice(Some("v2"));
-        let of = |node: &Node| excluded(&policy, v2, node);
-        assert_eq!(of(&node("2", 1, Health::Passing)), None);
-        assert_eq!(of(&node("1", 1, Health::Critical)), Some(Exclusion::OtherSubset));
-        assert_eq!(of(&node("2", 1, Health::Critical)), Some(Exclusion::Critical));
-        assert_eq!(of(&node("2", 1, Health::Draining)), Some(Exclusion::Draining));
-        assert_eq!(of(&node("2", 0, Health::Passing)), Some(Exclusion::NoWeight));
-        assert_eq!(excluded(&policy, SubsetChoice::Unknown, &node("1", 1, Health::Passing)), None);
     }
 }

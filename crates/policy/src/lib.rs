@@ -5,6 +5,7 @@
 //!   that a request meets.
 //! * [`RequestView`]: a request as both see it, read piece by piece and only as far as a rule needs it.
 //! * [`HashKey`], [`Split`], [`StickyCookie`]: what of a request decides when it is to be decided alike again.
+//! * [`Compiled`]: a policy as filters get it, with what only the agent knows.
 //! * [`explain`](mod@explain): the same decisions with their reasons.
 //! * [`schema`]: both documents as JSON Schema.
 //!
@@ -37,7 +38,7 @@ mod subsets;
 mod table;
 
 pub use compiled::{Compiled, zone_number};
-pub use cookie::{StickyCookie, cookie, node_key};
+pub use cookie::{StickyCookie, cookie};
 pub use duration::{format_duration, parse_duration};
 pub use explain::explain;
 pub use hash_key::HashKey;
