@@ -93,7 +93,8 @@ fn least_request_avoids_the_node_whose_requests_do_not_end() {
 #[test]
 fn the_lean_module_picks_by_weight_instead_and_counts_it() {
     let mut proxy = Proxy::default();
-    let catalog = with_policy(&Catalog::default(), vec![node(1), node(2)], r#"{"strategy":"least-request"}"#);
+    let policy = r#"{"strategy":"least-request","sticky":{"cookie":"node"}}"#;
+    let catalog = with_policy(&Catalog::default(), vec![node(1), node(2)], policy);
     let mut filter = Filter::start(&mut proxy, b"", false).unwrap();
     filter.on_tick(&mut proxy);
     proxy.deliver(&mut filter, 1, sender::full(&catalog));
