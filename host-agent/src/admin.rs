@@ -164,13 +164,15 @@ mod tests {
         });
         let format = waypost_registry::Format::Waypost;
         let watch = Watch { prefix: "/services/".into(), format, protocol: waypost_catalog::Protocol::Http1 };
-        let settings = MirrorSettings { watches: vec![watch], guard: Guard::default() };
-        let (mirroring, catalog) = Mirroring::start(connector.unwrap(), settings, disk, Vec::new());
+        let settings = MirrorSettings { watches: vec![watch], guard: Guard::default(), zone: String::new() };
+        let (mirroring, catalog) = Mirroring::start(connector.unwrap(), settings, disk, Vec::new(), None);
         let sources = Sources {
             services: Arc::<Board>::default(),
             mirrors: mirroring.board(),
             catalog,
             streams: Arc::<StreamMetrics>::default(),
+            outcomes: Arc::default(),
+            components: Arc::default(),
             reloads: Arc::<Reloads>::default(),
         };
         let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();

@@ -17,6 +17,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use waypost_registry::{ConnectOptions, Connector};
 
+#[cfg(feature = "components")]
+use crate::weighing::Weighing;
 use crate::{
     admin::{self, AdminError},
     api::{
@@ -27,6 +29,7 @@ use crate::{
     etcd,
     metrics::{Reloads, Sources},
     mirroring::{MirrorSettings, Mirroring},
+    outcomes::Outcomes,
     published::CatalogReceiver,
     registrations::{Desk, Registrations, Request},
     reload::{self, FileWatcher},
@@ -37,6 +40,7 @@ use crate::{
         server::{self, ServerError, ServerOptions},
         socket::{self, SocketError},
     },
+    weighing::Board,
     xds::XdsOptions,
 };
 
@@ -93,6 +97,8 @@ struct Agent {
     servers: Servers,
     saver: Saver,
     reloads: Arc<Reloads>,
+    #[cfg(feature = "components")]
+    weighing: Weighing,
     /// Keeps the lock.
     _state: StateDir,
 }
@@ -116,7 +122,17 @@ impl Agent {
         let disk = state::catalog::load(&state.catalog_path());
         let saved = disk.as_ref().map(|copy| copy.catalog.version());
         let held = state::held::load(&state.held_path());
-        let (mirroring, catalog) = Mirroring::start(connector.clone(), mirror_settings(&config), disk, held);
+        let outcomes = Arc::<Outcomes>::default();
+        let components = Arc::<Board>::default();
+        #[cfg(feature = "components")]
+        let (weighing, ends) = {
+            let (outcomes, components) = (Arc::clone(&outcomes), Arc::clone(&components));
+            let (weighing, ends) = Weighing::start(&config, connector.clone(), outcomes, components);
+            (weighing, Some(ends))
+        };
+        #[cfg(not(feature = "components"))]
+        let ends = None;
+        let (mirroring, catalog) = Mirroring::start(connector.clone(), mirror_settings(&config), disk, held, ends);
         let saver = Saver::start(&state, catalog.clone(), &mirroring, saved);
         let cut = CancellationToken::new();
         let leases = Arc::new(Leases::load(state.leases_path(), &config.node));
@@ -132,6 +148,8 @@ impl Agent {
             mirrors: mirroring.board(),
             catalog: catalog.clone(),
             streams: Arc::clone(&streams),
+            outcomes: Arc::clone(&outcomes),
+            components,
             reloads: Arc::clone(&reloads),
         };
         let identity = Identity { node: config.node.clone(), endpoints: config.etcd.endpoints.clone() };
@@ -142,7 +160,7 @@ impl Agent {
         let api = Api::new(identity, sources.clone(), office, connector.clone(), stop.clone());
         let options = ServerOptions { xds, api: api::router::router(api.clone()) };
         let servers = Servers {
-            streams: tokio::spawn(server::run(socket, catalog, staleness, options, streams, stop.clone())),
+            streams: tokio::spawn(server::run(socket, catalog, staleness, options, streams, outcomes, stop.clone())),
             admin: tokio::spawn(admin::serve(listener, sources, stop.clone())),
             api_work: tokio::spawn(api.clone().run()),
             api: api_listener
@@ -152,7 +170,22 @@ impl Agent {
         let (node, services, watches) = (&config.node, config.services.len(), config.watches.len());
         info!(version = env!("CARGO_PKG_VERSION"), node, services, watches, admin = %config.admin, "agent started");
         let path = path.to_owned();
-        Ok(Self { path, text, config, etcd, connector, desk, cut, mirroring, servers, saver, reloads, _state: state })
+        Ok(Self {
+            path,
+            text,
+            config,
+            etcd,
+            connector,
+            desk,
+            cut,
+            mirroring,
+            servers,
+            saver,
+            reloads,
+            #[cfg(feature = "components")]
+            weighing,
+            _state: state,
+        })
     }
 
     /// Reads the configuration again and takes what is new in it. Unless `asked`, only if its text is another.
@@ -236,6 +269,8 @@ impl Agent {
         }
         self.servers.stop().await;
         within("mirrors", self.mirroring.shutdown()).await;
+        #[cfg(feature = "components")]
+        within("strategy components", self.weighing.shutdown()).await;
         self.saver.stop().await;
         info!("agent stopped");
     }
@@ -257,7 +292,7 @@ async fn patiently<T, E>(attempt: impl AsyncFn() -> Result<T, E>, is_held: impl 
 }
 
 fn mirror_settings(config: &Config) -> MirrorSettings {
-    MirrorSettings { watches: config.watches.clone(), guard: config.guard.clone() }
+    MirrorSettings { watches: config.watches.clone(), guard: config.guard.clone(), zone: config.zone.clone() }
 }
 
 /// The servers, which end only when told to.

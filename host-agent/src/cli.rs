@@ -143,7 +143,7 @@ impl Command {
                 Ok(ExitCode::SUCCESS)
             }
             #[cfg(feature = "components")]
-            Self::Strategy(strategy) => done(strategy.run()),
+            Self::Strategy(strategy) => done(runtime::block_on(strategy.run())),
             Self::Config(ConfigCommand::Check { file, json }) => config_check::run(&file, json),
             Self::Envoy(EnvoyCommand::Bootstrap(bootstrap)) => done(output::print(&bootstrap.render()?)),
             Self::Completions(completions) => done(completions.run()),

@@ -7,8 +7,13 @@
 //! that up for a while only: what nobody vouches for is dropped then. The names of hosts that a full mirror brings have
 //! to be looked up before it counts as one.
 
+mod placing;
+#[cfg(test)]
+mod policy_tests;
 #[cfg(test)]
 mod tests;
+mod warming;
+mod weights;
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
@@ -21,7 +26,15 @@ use tracing::warn;
 use waypost_catalog::{Catalog, Node, ServiceName, model::NodeEntry};
 use waypost_registry::{Addresses, Guard, GuardOptions, HeldNode, MirrorEvent, Resolution, View, host::HostName};
 
-use crate::config::{self, Watch};
+use self::placing::{Placing, PolicyOf};
+pub use self::weights::{Answer, Decided, Decisions, Question, Request};
+use crate::{
+    config::{self, Watch},
+    rules::{Refusal, RuleKind, Rules},
+};
+
+/// How long nodes that are known wait for the policies and routes that are not, where nothing is served so far.
+const RULES_WAIT: Duration = Duration::from_secs(2);
 
 /// How long one watch that has no full mirror yet holds back the others, where nothing is served so far.
 const FIRST_WAIT: Duration = Duration::from_secs(10);
@@ -64,6 +77,21 @@ pub struct Figures {
     pub complete: bool,
     /// Of each watch.
     pub watches: Vec<WatchFigures>,
+    /// Policies and routes.
+    pub rules: RuleFigures,
+}
+
+/// Figures of policies and routes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RuleFigures {
+    /// Policies in use.
+    pub policies: usize,
+    /// Routes in use.
+    pub routes: usize,
+    /// Documents that are not used, and why.
+    pub refused: Vec<Refusal>,
+    /// How many were refused so far.
+    pub refusals: u64,
 }
 
 /// Figures of one watch.
@@ -91,6 +119,8 @@ pub struct Effective {
     /// When the remainder is dropped in any case; counts from the first sign that etcd can be reached.
     remainder_until: Option<Instant>,
     touched: BTreeSet<ServiceName>,
+    rules: Rules,
+    placing: Placing,
     addresses: Addresses,
     /// Whether other names may be wanted than were asked for last.
     names_changed: bool,
@@ -101,7 +131,13 @@ pub struct Effective {
 
 impl Effective {
     /// The state at start, with the disk copy if there is one.
-    pub fn new(watches: Vec<Watch>, settings: config::Guard, disk: Option<Catalog>, now: Instant) -> Self {
+    pub fn new(
+        watches: Vec<Watch>,
+        settings: config::Guard,
+        zone: String,
+        disk: Option<Catalog>,
+        now: Instant,
+    ) -> Self {
         let published = disk.is_some();
         let catalog = Arc::new(disk.unwrap_or_default());
         let mut guard = Guard::new(options(&settings));
@@ -114,6 +150,8 @@ impl Effective {
             remainder: nodes_of(&catalog),
             remainder_until: None,
             touched: BTreeSet::new(),
+            rules: Rules::new(&catalog),
+            placing: Placing::new(zone),
             addresses: Addresses::default(),
             names_changed: false,
             catalog,
@@ -151,6 +189,7 @@ impl Effective {
             holds: self.earlier_holds + self.guard.holds_total(),
             complete: self.all_synced(),
             watches: self.sources.iter().map(Source::figures).collect(),
+            rules: self.rules.figures(),
         }
     }
 
@@ -166,6 +205,11 @@ impl Effective {
             self.first_sync.get_or_insert(now);
             self.note_synced();
         }
+    }
+
+    /// Takes an event of the mirror of policies or routes in. It shows with the next [`Self::publish`].
+    pub fn apply_rules(&mut self, kind: RuleKind, event: &MirrorEvent) {
+        self.touched.extend(self.rules.apply(kind, event));
     }
 
     /// Takes in what a host's name stands for. It shows with the next [`Self::publish`].
@@ -216,14 +260,21 @@ impl Effective {
             self.touched.extend(std::mem::take(&mut self.remainder).into_keys());
         }
         self.touched.extend(self.guard.expire(now));
+        self.touched.extend(self.placing.take_due(now));
+        self.touched.extend(self.rules.dependents(&self.touched));
         let touched = std::mem::take(&mut self.touched);
         // One service at a time, so that a first full state is not in memory twice.
         let catalog = Arc::clone(&self.catalog);
+        let routes = self.rules.take_routes();
         let changes = touched.into_iter().map(|name| {
             let nodes = self.nodes(&name, now);
-            (name, nodes)
+            let policy = self.rules.policy(&name).cloned();
+            let callers = policy.iter().filter_map(|policy| policy.locality.as_ref()?.callers.as_ref());
+            let callers: Vec<_> = callers.flat_map(|callers| self.merged(callers).into_values()).collect();
+            let policy = policy.as_deref().map(|policy| PolicyOf { policy, callers: &callers });
+            self.placing.place(name, nodes, policy, &catalog, self.published, now)
         });
-        let (next, refused) = catalog.updated(changes);
+        let (next, refused) = catalog.changed(changes, routes);
         for (service, error) in refused {
             warn!(%service, %error, "a node is left out of the catalog");
         }
@@ -231,8 +282,9 @@ impl Effective {
         if let Some(next) = next {
             self.catalog = Arc::new(next);
         }
-        let waited = self.first_sync.is_some_and(|first| now >= first + FIRST_WAIT);
-        let first = !self.published && (all_synced || waited);
+        let waited = |wait: Duration| self.first_sync.is_some_and(|first| now >= first + wait);
+        let ready = all_synced && (self.rules.is_synced() || waited(RULES_WAIT));
+        let first = !self.published && (ready || waited(FIRST_WAIT));
         self.published |= first;
         ((changed || first) && self.published).then(|| Arc::clone(&self.catalog))
     }
@@ -243,9 +295,11 @@ impl Effective {
 
     /// When to call [`Self::publish`] next though no event came.
     pub fn next_deadline(&self) -> Option<Instant> {
-        let first = self.first_sync.filter(|_| !self.published).map(|first| first + FIRST_WAIT);
+        let wait = if self.all_synced() { RULES_WAIT } else { FIRST_WAIT };
+        let first = self.first_sync.filter(|_| !self.published).map(|first| first + wait);
         let remainder = self.remainder_until.filter(|_| !self.remainder.is_empty());
-        self.guard.next_deadline().into_iter().chain(first).chain(remainder).min()
+        let deadlines = self.guard.next_deadline().into_iter().chain(first).chain(remainder);
+        deadlines.chain(self.placing.next_deadline()).min()
     }
 
     /// Takes other watches. Those that stay keep what they know; what only removed ones knew is kept until all new
@@ -277,6 +331,25 @@ impl Effective {
         self.remainder_until = None;
         // Also services that other watches know: the removed one may have had a say in them.
         self.touched.extend(self.catalog.services().keys().cloned());
+    }
+
+    /// What strategy components are to be asked since the last call.
+    pub fn take_requests(&mut self) -> Vec<Request> {
+        self.placing.take_requests()
+    }
+
+    /// A strategy component has answered. It shows with the next [`Self::publish`].
+    pub fn decided(&mut self, Answer { service, decisions }: Answer) {
+        if self.placing.decided(&service, decisions) {
+            self.touched.insert(service);
+        }
+    }
+
+    /// Takes another zone of this host.
+    pub fn set_zone(&mut self, zone: &str) {
+        if self.placing.set_zone(zone) {
+            self.touched.extend(self.catalog.services().keys().cloned());
+        }
     }
 
     /// Takes another guard, to which what is served now is the previous state.

@@ -7,6 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Instant,
 };
 
 use prometheus_client::{
@@ -19,10 +20,13 @@ use waypost_catalog::Health;
 use waypost_registry::RegistrationState;
 
 use crate::{
+    effective::RuleFigures,
     mirroring::MirrorBoard,
+    outcomes::Outcomes,
     published::{CatalogReceiver, Staleness as _},
-    registrations::Board,
+    registrations,
     stream::metrics::StreamMetrics,
+    weighing::Board,
 };
 
 /// How reloads ended.
@@ -48,13 +52,17 @@ impl Reloads {
 #[derive(Clone, Debug)]
 pub struct Sources {
     /// This host's services.
-    pub services: Arc<Board>,
+    pub services: Arc<registrations::Board>,
     /// The mirrors.
     pub mirrors: Arc<MirrorBoard>,
     /// What is served.
     pub catalog: CatalogReceiver,
     /// To whom it is served.
     pub streams: Arc<StreamMetrics>,
+    /// What became of requests.
+    pub outcomes: Arc<Outcomes>,
+    /// How strategy components are.
+    pub components: Arc<Board>,
     /// Reloads.
     pub reloads: Arc<Reloads>,
 }
@@ -78,6 +86,9 @@ impl Collector for Sources {
         self.services(&mut out)?;
         self.catalog(&mut out)?;
         self.streams(&mut out)?;
+        self.rules(&mut out)?;
+        self.outcomes(&mut out)?;
+        self.components(&mut out)?;
         let reloads = [
             ([("result", "applied")], self.reloads.applied.load(Ordering::Relaxed)),
             ([("result", "refused")], self.reloads.refused.load(Ordering::Relaxed)),
@@ -141,6 +152,58 @@ impl Sources {
         out.gauge("waypost_catalog_nodes", "Nodes in the served catalog", catalog.node_count() as i64)?;
         let stale = self.mirrors.stale_for().as_secs_f64();
         out.gauge("waypost_catalog_stale_seconds", "Since when the catalog is not known to be current", stale)
+    }
+
+    fn rules(&self, out: &mut Writer<'_>) -> fmt::Result {
+        let RuleFigures { policies, routes, refused, refusals } = self.mirrors.figures().rules;
+        out.gauge("waypost_policies", "Policies in use", policies as i64)?;
+        out.gauge("waypost_routes", "Routes in use", routes as i64)?;
+        out.gauge("waypost_rules_refused", "Policies and routes in etcd that are not used", refused.len() as i64)?;
+        out.counter("waypost_rules_refusals", "Policies and routes that were refused", refusals)
+    }
+
+    fn components(&self, out: &mut Writer<'_>) -> fmt::Result {
+        let states = self.components.states();
+        let each = || states.iter().map(|(service, state)| ([("service", service.as_str())], state));
+        let works = each().map(|(labels, state)| (labels, i64::from(state.problem.is_none())));
+        out.gauges("waypost_component_works", "Whether the last answer of a service's component was good", works)?;
+        let answers = each().map(|(labels, state)| (labels, state.answers));
+        out.counters("waypost_component_answers", "Good answers of a service's component", answers)?;
+        let failures = each().map(|(labels, state)| (labels, state.failures));
+        out.counters("waypost_component_failures", "Failures of a service's component", failures)?;
+        let memory = each().map(|(labels, state)| (labels, i64::try_from(state.memory).unwrap_or(i64::MAX)));
+        out.gauges("waypost_component_memory_bytes", "Memory that a service's component holds", memory)
+    }
+
+    fn outcomes(&self, out: &mut Writer<'_>) -> fmt::Result {
+        let all = self.outcomes.all(Instant::now());
+        let nodes = || {
+            all.iter().flat_map(|(service, nodes)| {
+                nodes.iter().map(move |(address, node)| ([("service", &**service), ("node", &**address)], node))
+            })
+        };
+        let requests = nodes().map(|(labels, node)| (labels, node.total.requests));
+        out.counters("waypost_node_requests", "Requests that ended on a node, as filters report them", requests)?;
+        let failures = nodes().flat_map(|([service, node], outcomes)| {
+            let total = outcomes.total;
+            [
+                ("server-error", total.server_errors),
+                ("reset", total.resets),
+                ("connect-failure", total.connect_failures),
+                ("timeout", total.timeouts),
+                ("failed-try", total.failed_tries),
+            ]
+            .map(|(kind, count)| ([service, node, ("kind", kind)], count))
+        });
+        let failures = failures.filter(|(_, count)| *count > 0);
+        out.counters("waypost_node_failures", "Requests and tries that failed on a node", failures)?;
+        let in_flight = nodes().map(|(labels, node)| (labels, node.in_flight as i64));
+        out.gauges("waypost_node_in_flight", "Requests under way on a node", in_flight)?;
+        let ejected = nodes().map(|(labels, node)| (labels, node.ejected_by as i64));
+        out.gauges("waypost_node_ejected", "Filters that have ejected a node", ejected)?;
+        let panics = self.outcomes.panics();
+        let panics = panics.iter().map(|(service, count)| ([("service", &**service)], *count));
+        out.counters("waypost_panic_picks", "Requests for which too few nodes were healthy", panics)
     }
 
     fn streams(&self, out: &mut Writer<'_>) -> fmt::Result {

@@ -9,7 +9,10 @@ use std::{
 };
 
 use futures::FutureExt as _;
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
 use tokio_stream::{StreamExt as _, StreamMap, wrappers::ReceiverStream};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -18,8 +21,9 @@ use waypost_registry::{Connector, HeldNode, Mirror, MirrorEvent, MirrorOptions, 
 
 use crate::{
     config::{self, Watch},
-    effective::{Effective, Figures},
+    effective::{Answer, Effective, Figures, Request},
     published::{CatalogReceiver, Staleness},
+    rules::RuleKind,
     state::catalog::DiskCopy,
 };
 
@@ -33,6 +37,17 @@ pub struct MirrorSettings {
     pub watches: Vec<Watch>,
     /// The guard.
     pub guard: config::Guard,
+    /// Failure domain of this host; empty if unknown.
+    pub zone: String,
+}
+
+/// The ends of whoever runs strategy components.
+#[derive(Debug)]
+pub struct Components {
+    /// What they are to be asked.
+    pub requests: mpsc::UnboundedSender<Request>,
+    /// What they have answered.
+    pub answers: mpsc::UnboundedReceiver<Answer>,
 }
 
 /// How the mirrors stand, for metrics, the admin server and the stream's heartbeats.
@@ -92,11 +107,12 @@ impl Mirroring {
         settings: MirrorSettings,
         disk: Option<DiskCopy>,
         held: Vec<HeldNode>,
+        components: Option<Components>,
     ) -> (Self, CatalogReceiver) {
         let now = Instant::now();
         let before = disk.as_ref().and_then(|copy| now.checked_sub(copy.age)).unwrap_or(now);
-        let MirrorSettings { watches, guard } = settings.clone();
-        let mut effective = Effective::new(watches, guard, disk.map(|copy| copy.catalog), now);
+        let MirrorSettings { watches, guard, zone } = settings.clone();
+        let mut effective = Effective::new(watches, guard, zone, disk.map(|copy| copy.catalog), now);
         effective.hold(held, now);
         let (catalog, catalog_receiver) = watch::channel(effective.current());
         let (figures, figures_receiver) = watch::channel(effective.figures());
@@ -110,12 +126,16 @@ impl Mirroring {
             effective,
             mirrors: Vec::new(),
             events: StreamMap::new(),
+            rules: Vec::new(),
+            rule_events: StreamMap::new(),
+            components,
             resolver: Resolver::start(SystemLookup),
             catalog,
             figures,
             held,
             board: Arc::clone(&board),
         };
+        worker.start_rules();
         worker.start_mirrors(before);
         let task = tokio::spawn(worker.run(stop.clone()));
         (Self { settings, board, held: held_receiver, stop, task }, catalog_receiver)
@@ -161,6 +181,10 @@ struct Worker {
     effective: Effective,
     mirrors: Vec<RunningMirror>,
     events: StreamMap<Watch, ReceiverStream<MirrorEvent>>,
+    /// The mirrors of policies and routes.
+    rules: Vec<Mirror>,
+    rule_events: StreamMap<RuleKind, ReceiverStream<MirrorEvent>>,
+    components: Option<Components>,
     resolver: Resolver,
     catalog: watch::Sender<Option<Arc<Catalog>>>,
     figures: watch::Sender<Figures>,
@@ -182,6 +206,8 @@ impl Worker {
                     self.take_in(&watch, &event);
                     self.take_in_queued();
                 }
+                Some((kind, event)) = self.rule_events.next() => self.effective.apply_rules(kind, &event),
+                answer = answered(&mut self.components) => self.effective.decided(answer),
                 resolution = self.resolver.next() => self.effective.resolve(&resolution),
                 () = sleep_until(deadline) => {}
             }
@@ -190,7 +216,7 @@ impl Worker {
             }
             self.publish();
         }
-        for RunningMirror { mirror, .. } in self.mirrors {
+        for mirror in self.mirrors.into_iter().map(|running| running.mirror).chain(self.rules) {
             mirror.shutdown().await;
         }
         self.resolver.shutdown().await;
@@ -218,6 +244,13 @@ impl Worker {
             debug!(version = catalog.version(), services = catalog.services().len(), "catalog published");
             self.catalog.send_replace(Some(catalog));
         }
+        for request in self.effective.take_requests() {
+            match &self.components {
+                // Whoever runs them ends with the agent.
+                Some(components) => _ = components.requests.send(request),
+                None => warn!(?request, "no strategy component can run in this agent: plain weights are used"),
+            }
+        }
         let figures = self.effective.figures();
         let before = self.figures.send_replace(figures.clone());
         // Listing what is held is dear. What is held anew raises the one, what is held no more lowers the other.
@@ -227,7 +260,8 @@ impl Worker {
     }
 
     async fn reconfigure(&mut self) {
-        let MirrorSettings { watches, guard } = self.settings.borrow_and_update().clone();
+        let MirrorSettings { watches, guard, zone } = self.settings.borrow_and_update().clone();
+        self.effective.set_zone(&zone);
         self.effective.set_guard(guard, Instant::now());
         self.effective.set_watches(&watches);
         let (kept, removed): (_, Vec<_>) =
@@ -239,6 +273,14 @@ impl Worker {
             info!(prefix = watch.prefix, "watch removed");
             self.events.remove(&watch);
             mirror.shutdown().await;
+        }
+    }
+
+    fn start_rules(&mut self) {
+        for kind in RuleKind::ALL {
+            let (mirror, events) = Mirror::start(self.connector.clone(), MirrorOptions::new(kind.prefix()));
+            self.rules.push(mirror);
+            self.rule_events.insert(kind, ReceiverStream::new(events));
         }
     }
 
@@ -264,6 +306,18 @@ impl Worker {
     }
 }
 
+/// The next answer of a strategy component; of none, never.
+async fn answered(components: &mut Option<Components>) -> Answer {
+    let answer = match components {
+        Some(components) => components.answers.recv().await,
+        None => None,
+    };
+    match answer {
+        Some(answer) => answer,
+        None => std::future::pending().await,
+    }
+}
+
 async fn sleep_until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
@@ -280,7 +334,7 @@ mod tests {
 
     fn settings(prefix: &str) -> MirrorSettings {
         let watch = Watch { prefix: prefix.into(), format: Format::Waypost, protocol: Protocol::Http1 };
-        MirrorSettings { watches: vec![watch], guard: config::Guard::default() }
+        MirrorSettings { watches: vec![watch], guard: config::Guard::default(), zone: String::new() }
     }
 
     #[tokio::test]
@@ -288,7 +342,7 @@ mod tests {
         let endpoints = vec!["http://127.0.0.1:1".into()];
         let connector = Connector::new(ConnectOptions { endpoints, ..ConnectOptions::default() }).unwrap();
         let disk = DiskCopy { catalog: Catalog::default(), age: Duration::from_secs(3600) };
-        let (mirroring, _catalog) = Mirroring::start(connector, settings("/a/"), Some(disk), Vec::new());
+        let (mirroring, _catalog) = Mirroring::start(connector, settings("/a/"), Some(disk), Vec::new(), None);
         let board = mirroring.board();
         assert!(board.stale_for() >= Duration::from_secs(3600));
         mirroring.apply(settings("/b/"));

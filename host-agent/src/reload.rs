@@ -88,6 +88,7 @@ pub fn keep_fixed(current: &Config, new: &mut Config) -> Vec<&'static str> {
     keep("admin.listen", current.admin != new.admin);
     keep("api.listen", current.api != new.api);
     keep("xds", current.xds != new.xds);
+    keep("strategies", current.strategies != new.strategies);
     for service in &mut new.services {
         // An instance that is named after the node keeps its name with it.
         if service.instance == format!("{}-{}", new.node, service.port) {
@@ -101,6 +102,7 @@ pub fn keep_fixed(current: &Config, new: &mut Config) -> Vec<&'static str> {
     new.admin = current.admin;
     new.api = current.api;
     new.xds = current.xds.clone();
+    new.strategies = current.strategies.clone();
     kept
 }
 

@@ -25,6 +25,8 @@ pub enum ServiceFrom {
     Header(String),
     /// The host up to the first dot or colon.
     Host,
+    /// The first of the routes in etcd that matches; where none does, the host, whole or up to the first dot.
+    Routes,
 }
 
 /// The configuration of a VM.
@@ -81,6 +83,7 @@ enum From {
     Cluster,
     Header,
     Host,
+    Routes,
 }
 
 fn default_agent_cluster() -> String {
@@ -98,9 +101,10 @@ impl Config {
         let service = match (service.from, service.name) {
             (From::Cluster, None) => ServiceFrom::Cluster,
             (From::Host, None) => ServiceFrom::Host,
+            (From::Routes, None) => ServiceFrom::Routes,
             (From::Header, Some(name)) => ServiceFrom::Header(header_name(&name)?),
             (From::Header, None) => return Err(ConfigError::ServiceName("the name of a header is needed")),
-            (From::Cluster | From::Host, Some(_)) => {
+            (From::Cluster | From::Host | From::Routes, Some(_)) => {
                 return Err(ConfigError::ServiceName("only allowed with \"from\": \"header\""));
             }
         };
@@ -119,6 +123,7 @@ impl fmt::Display for Config {
             ServiceFrom::Cluster => Service { from: From::Cluster, name: None },
             ServiceFrom::Header(name) => Service { from: From::Header, name: Some(name.clone()) },
             ServiceFrom::Host => Service { from: From::Host, name: None },
+            ServiceFrom::Routes => Service { from: From::Routes, name: None },
         };
         let document = Document { mode: self.mode, service, agent_cluster: self.agent_cluster.clone() };
         f.write_str(&serde_json::to_string(&document).map_err(|_| fmt::Error)?)
@@ -158,7 +163,11 @@ mod tests {
             }
         );
         assert_eq!(Config::parse(config.to_string().as_bytes()).unwrap(), config);
-        assert_eq!(Config::parse(br#"{"service":{"from":"host"}}"#).unwrap().service, ServiceFrom::Host);
+        for (from, expected) in [("host", ServiceFrom::Host), ("routes", ServiceFrom::Routes)] {
+            let config = Config::parse(format!(r#"{{"service":{{"from":"{from}"}}}}"#).as_bytes()).unwrap();
+            assert_eq!(config.service, expected);
+            assert_eq!(Config::parse(config.to_string().as_bytes()).unwrap(), config);
+        }
     }
 
     #[test]

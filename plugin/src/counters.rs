@@ -13,6 +13,14 @@ pub enum Counter {
     NoNode,
     /// Requests for a service that the catalog does not hold, or that name none.
     UnknownService,
+    /// Requests that no route in etcd matches, whose host names no service, and that were answered so.
+    NoRoute,
+    /// Requests for which all nodes were eligible, since too few were healthy.
+    PanicPicks,
+    /// Requests whose policy goes by what becomes of requests, of which this module does not hear.
+    OutcomesMissing,
+    /// Policies and routes of the agent that could not be read: it is of another version.
+    UnreadableRules,
     /// Streams to the agent that were lost after the agent had spoken on them.
     StreamRestarts,
     /// Times the agent was asked for everything again because something did not add up.
@@ -23,8 +31,18 @@ pub enum Counter {
 
 impl Counter {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Picks, Self::NoNode, Self::UnknownService, Self::StreamRestarts, Self::Resyncs, Self::StaleSeconds];
+    pub const ALL: [Self; 10] = [
+        Self::Picks,
+        Self::NoNode,
+        Self::UnknownService,
+        Self::NoRoute,
+        Self::PanicPicks,
+        Self::OutcomesMissing,
+        Self::UnreadableRules,
+        Self::StreamRestarts,
+        Self::Resyncs,
+        Self::StaleSeconds,
+    ];
 
     /// Its name.
     pub const fn name(self) -> &'static str {
@@ -32,6 +50,10 @@ impl Counter {
             Self::Picks => "waypost_picks",
             Self::NoNode => "waypost_no_node",
             Self::UnknownService => "waypost_unknown_service",
+            Self::NoRoute => "waypost_no_route",
+            Self::PanicPicks => "waypost_panic_picks",
+            Self::OutcomesMissing => "waypost_outcomes_missing",
+            Self::UnreadableRules => "waypost_unreadable_rules",
             Self::StreamRestarts => "waypost_stream_restarts",
             Self::Resyncs => "waypost_resyncs",
             Self::StaleSeconds => "waypost_stale_seconds",

@@ -1,20 +1,25 @@
 //! The filter: one for each VM, put together from its parts.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use prost::Message;
+use waypost_balance::CHOICES;
 use waypost_catalog::{
     replica::Applied,
     wire::{self, Ack, ClientMessage, Hello, Resync, WireError, client_message::Kind, limits},
 };
+use waypost_policy::{Remembering, RequestView};
 
 use crate::{
     config::{Config, ConfigError, Mode, ServiceFrom},
     counters::{Counter, Counters},
-    host::{Host, Level, Request},
-    services::{Limit, Miss, Services},
+    host::{Ended, Host, Level, Request, Response},
+    outcomes::Running,
+    services::Services,
     shared::{self, SaveTimer},
     stream::{Lost, Step, Stream},
+    target::{Named, Target},
+    view::View,
 };
 
 /// A catalog whose agent last knew its mirror to be current longer ago than this counts as stale. Above what a healthy
@@ -23,6 +28,15 @@ const STALE_AFTER: Duration = Duration::from_secs(20);
 
 /// Header with the candidates, which an `override_host` cluster tries in turn.
 pub const CANDIDATES: &str = "x-waypost-candidates";
+
+/// Header that names the cluster where routes come from etcd. It comes to us with the host in it.
+pub const CLUSTER: &str = "x-waypost-cluster";
+
+/// Header by which Envoy's router takes a limit on the whole answer, in milliseconds.
+pub const TIMEOUT: &str = "x-envoy-upstream-rq-timeout-ms";
+
+/// How often the agent is told what became of requests.
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long a `vm_id` is kept for a configuration that is accepted and not in use yet: those that come together must
 /// agree, but one that then comes to nothing must not stand in the way of the next.
@@ -50,6 +64,15 @@ pub enum StartError {
     },
 }
 
+/// What is to become of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It goes on.
+    Continue,
+    /// It has been answered.
+    Answered,
+}
+
 /// A VM's whole state.
 #[derive(Debug)]
 pub struct Filter {
@@ -67,6 +90,9 @@ pub struct Filter {
     /// When the agent's mirror was last known to be current.
     current_at: Option<Duration>,
     last_tick: Option<Duration>,
+    /// Requests under way whose end matters, by the host's number for each.
+    running: HashMap<u32, Running>,
+    report_at: Duration,
     stale: Duration,
     /// What goes to the host for a request, kept for the next one.
     candidates: String,
@@ -74,11 +100,12 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// Starts with this configuration, and with the catalog that earlier VMs have left.
+    /// Starts with this configuration, and with the catalog that earlier VMs have left. `outcomes_known`: the module
+    /// hears how requests end.
     ///
     /// # Errors
     /// [`StartError`] with what is wrong and what would be right.
-    pub fn start(host: &mut impl Host, configuration: &[u8]) -> Result<Self, StartError> {
+    pub fn start(host: &mut impl Host, configuration: &[u8], outcomes_known: bool) -> Result<Self, StartError> {
         let config = Config::parse(configuration)?;
         let now = host.now();
         claim(host, &config, now, now + TRIAL)?;
@@ -92,7 +119,7 @@ impl Filter {
         }
         Ok(Self {
             target: grpc_service(&config.agent_cluster),
-            services: Services::new(restored.replica, host.random()),
+            services: Services::new(restored.replica, host.random(), outcomes_known),
             config,
             stream: Stream::default(),
             save: SaveTimer::default(),
@@ -101,6 +128,8 @@ impl Filter {
             client: None,
             current_at: None,
             last_tick: None,
+            running: HashMap::new(),
+            report_at: Duration::ZERO,
             stale: Duration::ZERO,
             candidates: String::new(),
             arguments: Vec::new(),
@@ -145,6 +174,16 @@ impl Filter {
             }
             Step::Resync(stream) => self.ask_for_everything(host, stream, "what came since the last request"),
         }
+        self.services.tick(now);
+        self.counters.add(Counter::UnreadableRules, self.services.take_unreadable());
+        if let Some(stream) = self.stream.present()
+            && now >= self.report_at
+        {
+            self.report_at = now + REPORT_INTERVAL;
+            if let Some(report) = self.services.report() {
+                send(host, stream, Kind::Report(report));
+            }
+        }
         if self.save.take_due(now) {
             let bytes = shared::save(host, self.services.replica());
             self.save.saved(bytes);
@@ -170,11 +209,11 @@ impl Filter {
             Ok(Applied::Alive { stale_ms }) => {
                 self.current_at = now.checked_sub(Duration::from_millis(stale_ms));
             }
-            Ok(Applied::Changed { version, services }) => {
+            Ok(Applied::Changed { version, services, routes }) => {
                 // What the agent has. Whether that is current, its next heartbeat says, which follows at once.
                 self.stream.in_sync();
                 send(host, stream, Kind::Ack(Ack { version }));
-                if !services.is_empty() {
+                if !services.is_empty() || routes {
                     self.save.changed(now, host.random());
                 }
                 let message = format!("catalog version {version}: {} services changed", services.len());
@@ -200,46 +239,107 @@ impl Filter {
         }
     }
 
-    /// The headers of a request are in: picks, and tells the router.
+    /// The headers of a request are in: picks, and tells the router. `context` is the host's number for the request.
     ///
     /// Without a pick the router gets nothing, neither from us nor from the client, and the cluster's own policy acts.
-    pub fn on_request(&mut self, request: &mut impl Request) {
-        let name = match &self.config.service {
-            ServiceFrom::Cluster => request.cluster(),
-            ServiceFrom::Header(name) => request.header(name),
-            ServiceFrom::Host => request.header(":authority"),
+    pub fn on_request(&mut self, request: &mut impl Request, context: u32) -> Verdict {
+        // As exact as the tick: what is measured by it takes seconds.
+        let now = self.last_tick.unwrap_or_default();
+        let routes = self.services.routes();
+        let mut view = Remembering::new(View(request));
+        let target = match &self.config.service {
+            ServiceFrom::Cluster => Target::named(view.inner_mut().0.cluster()),
+            ServiceFrom::Header(name) => Target::named(view.header(name)),
+            ServiceFrom::Host => Target::first_label(view.host()),
+            ServiceFrom::Routes => Target::by_routes(&routes, &mut view, &mut self.services),
         };
-        let name = name.as_deref().and_then(|name| str::from_utf8(name).ok()).unwrap_or_default();
-        let name = match self.config.service {
-            ServiceFrom::Host => first_label(name),
-            ServiceFrom::Cluster | ServiceFrom::Header(_) => name,
+        let name = target.service();
+        let Some((service, rng)) = self.services.get(name, now) else {
+            self.counters.add(Counter::UnknownService, 1);
+            let View(request) = view.into_inner();
+            return self.without_service(request, &target);
         };
+        let wish = target.wish(&service.policy, &mut view, rng);
+        let pick = service.pick(&wish, rng, now);
+        let View(request) = view.into_inner();
+        self.candidates.clear();
         let limit = match self.config.mode {
-            Mode::OverrideHost => Limit::WithAlternatives,
-            Mode::OriginalDst => Limit::One,
+            Mode::OverrideHost => CHOICES,
+            Mode::OriginalDst => 1,
         };
-        let picked = self.services.pick(name, limit, &mut self.candidates);
-        let counter = match picked {
-            Ok(()) => Counter::Picks,
-            Err(Miss::NoNode) => Counter::NoNode,
-            Err(Miss::UnknownService) => Counter::UnknownService,
-        };
+        service.write(&pick, limit, &mut self.candidates);
+        let counter = if pick.count > 0 { Counter::Picks } else { Counter::NoNode };
         self.counters.add(counter, 1);
-        match (self.config.mode, picked) {
-            (Mode::OverrideHost, Ok(())) => request.set_candidates(&self.candidates),
-            (Mode::OverrideHost, Err(_)) => {
-                // Requests of no concern to us come here too: they pay for a look at a header, not for another route.
-                if request.header(CANDIDATES).is_some() {
-                    request.remove_candidates();
-                }
-            }
-            (Mode::OriginalDst, Ok(())) => {
+        if pick.panicking && pick.count > 0 {
+            self.counters.add(Counter::PanicPicks, 1);
+            service.panicked();
+        }
+        if !service.hears_what_it_needs() {
+            self.counters.add(Counter::OutcomesMissing, 1);
+        }
+        let cookie = service.cookie(&pick, &wish);
+        if (service.wants_outcomes() || cookie.is_some())
+            && let Some(mut running) = service.start(&pick)
+        {
+            running.cookie = cookie;
+            self.running.insert(context, running);
+        }
+        if let Some(timeout) = target.timeout() {
+            request.set_header(TIMEOUT, &timeout.as_millis().to_string());
+        }
+        if self.config.mode == Mode::OverrideHost && target.leads_elsewhere() {
+            request.set_header(CLUSTER, name);
+        }
+        match (self.config.mode, pick.count) {
+            (Mode::OverrideHost, 0) => remove_candidates(request),
+            (Mode::OverrideHost, _) => request.set_header(CANDIDATES, &self.candidates),
+            (Mode::OriginalDst, 0) => {}
+            (Mode::OriginalDst, _) => {
                 self.arguments.clear();
                 put_text(&mut self.arguments, 1, ORIGINAL_DST_KEY);
                 put_text(&mut self.arguments, 2, &self.candidates);
                 request.set_filter_state(&self.arguments);
             }
-            (Mode::OriginalDst, Err(_)) => {}
+        }
+        Verdict::Continue
+    }
+
+    /// Nothing is known of the service. Where routes come from etcd, and the agent has told of all there is, nobody else
+    /// can know it either.
+    fn without_service(&mut self, request: &mut impl Request, target: &Target<'_>) -> Verdict {
+        let heard = self.services.replica().is_synced() || self.services.replica().hash() != 0;
+        if self.config.service != ServiceFrom::Routes || !heard {
+            if self.config.mode == Mode::OverrideHost {
+                remove_candidates(request);
+            }
+            return Verdict::Continue;
+        }
+        match target.named_by() {
+            Named::ByRoute(route) => {
+                let service = target.service();
+                let text = format!("waypost: route {route} leads to service {service:?}, which has no node\n");
+                request.answer(503, &text);
+            }
+            Named::ByHost => {
+                self.counters.add(Counter::NoRoute, 1);
+                request.answer(404, "waypost: no route matches, and no service is called like the host\n");
+            }
+            Named::Otherwise => return Verdict::Continue,
+        }
+        Verdict::Answered
+    }
+
+    /// The headers of the answer are in.
+    pub fn on_response(&mut self, response: &mut impl Response, context: u32) {
+        if let Some(cookie) = self.running.get_mut(&context).and_then(|running| running.cookie.take()) {
+            response.add_header("set-cookie", &cookie);
+        }
+    }
+
+    /// The host has done with a request.
+    pub fn on_end(&mut self, ended: &mut impl Ended, context: u32) {
+        if let Some(running) = self.running.remove(&context) {
+            running.end(ended, self.last_tick.unwrap_or_default());
         }
     }
 
@@ -301,9 +401,11 @@ fn send(host: &mut impl Host, stream: u32, kind: Kind) {
     host.send(stream, &ClientMessage { kind: Some(kind) }.encode_to_vec());
 }
 
-/// The host up to its first dot or colon.
-fn first_label(host: &str) -> &str {
-    host.split(['.', ':']).next().unwrap_or_default()
+/// Requests of no concern to us come here too: they pay for a look at a header, not for another route.
+fn remove_candidates(request: &mut impl Request) {
+    if request.header(CANDIDATES).is_some() {
+        request.remove_header(CANDIDATES);
+    }
 }
 
 /// `GrpcService{envoy_grpc{cluster_name}}`, encoded. Envoy takes a plain name too, but only after it has tried to parse

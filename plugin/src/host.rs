@@ -58,11 +58,33 @@ pub trait Request {
     fn cluster(&mut self) -> Option<Vec<u8>>;
     /// The first value of a header.
     fn header(&mut self, name: &str) -> Option<Vec<u8>>;
-    /// Sets the header with the candidates, in place of any that came with the request.
-    fn set_candidates(&mut self, candidates: &str);
-    /// Removes the header with the candidates. Like every change of a header it makes the proxy look for the route
-    /// again.
-    fn remove_candidates(&mut self);
+    /// The client's address with its port, as text.
+    fn source(&mut self) -> Option<Vec<u8>>;
+    /// Sets a header in place of any of that name that came with the request. Like every change of a header it makes
+    /// the proxy look for the route again.
+    fn set_header(&mut self, name: &str, value: &str);
+    /// Removes a header.
+    fn remove_header(&mut self, name: &str);
     /// Calls Envoy's `set_envoy_filter_state` with encoded arguments.
     fn set_filter_state(&mut self, arguments: &[u8]);
+    /// Answers the request instead of an upstream, with a text.
+    fn answer(&mut self, status: u32, text: &str);
+}
+
+/// The answer to a request, its headers not yet sent.
+pub trait Response {
+    /// Adds a header.
+    fn add_header(&mut self, name: &str, value: &str);
+}
+
+/// A request that has ended, one way or another.
+pub trait Ended {
+    /// Status of the answer; 0 if there was none.
+    fn status(&mut self) -> u32;
+    /// What Envoy says of how it ended: its response flags as a bit mask.
+    fn flags(&mut self) -> u64;
+    /// How often an upstream was tried.
+    fn tries(&mut self) -> u64;
+    /// From the first byte sent to the upstream to the first byte of its answer.
+    fn latency(&mut self) -> Option<Duration>;
 }

@@ -2,7 +2,9 @@
 //!
 //! Each of Envoy's threads runs one VM of it. The VM holds a copy of the catalog ([`services`]), which the agent keeps
 //! up to date over a stream ([`stream`]) and which a VM that replaces a crashed one finds in Envoy's shared data
-//! ([`shared`]). For a request it names the service, picks, and writes the candidates ([`filter`]).
+//! ([`shared`]). For a request it names the service, by routes in etcd if it is told to, picks as the service's policy says
+//! ([`service`]), and writes the candidates ([`filter`]). What becomes of requests is told to the pickers and, once a
+//! second, to the agent ([`outcomes`]).
 //!
 //! All of that is plain code against the traits in [`host`], and tested natively. Only `abi`, which exists in the
 //! module alone, knows proxy-wasm.
@@ -27,6 +29,10 @@ pub mod config;
 pub mod counters;
 pub mod filter;
 pub mod host;
+pub mod outcomes;
+pub mod service;
 pub mod services;
 pub mod shared;
 pub mod stream;
+mod target;
+mod view;

@@ -2,31 +2,34 @@
 //! request; and the one configuration that all VMs of a `vm_id` have.
 //!
 //! ```text
-//! waypost/1/configuration    until when the `vm_id` is its own, in nanoseconds, and the configuration, as JSON
-//! waypost/1/head             hash of the catalog, all that has to be read to see that nothing is to be written; and
+//! waypost/2/configuration    until when the `vm_id` is its own, in nanoseconds, and the configuration, as JSON
+//! waypost/2/head             hash of the catalog, all that has to be read to see that nothing is to be written; and
 //!                            how many bytes it took to write it
-//! waypost/1/index            the services and their hashes: says which blobs are to be written
-//! waypost/1/service/<name>   a service's nodes; empty when it is gone
+//! waypost/2/index            the services and their hashes: says which blobs are to be written
+//! waypost/2/service/<name>   a service's nodes and policy; empty when it is gone
+//! waypost/2/routes           the routes
 //! ```
 //!
 //! Every VM writes the same, so whichever comes first does, and the others find the head in place. Nothing here is
 //! atomic over several keys, and nothing has to be: each service proves itself by its own hash, one that does not is
 //! left out, and the agent, told the hash of the whole, sends what is missing. What it does not see is how a node was
-//! understood: with every further value of a node's health the number in the keys goes up.
+//! understood: with every further value of a node's health, and every further field, the number in the keys goes up.
 
 use std::{collections::HashMap, net::SocketAddr, time::Duration};
 
 use prost::Message;
 use waypost_catalog::{
-    Health, Replica,
+    Health, Replica, Routes,
     replica::{ReplicaNode, ReplicaService},
+    wire,
 };
 
 use crate::{config::Config, host::SharedData};
 
-const CONFIGURATION: &str = "waypost/1/configuration";
-const HEAD: &str = "waypost/1/head";
-const INDEX: &str = "waypost/1/index";
+const CONFIGURATION: &str = "waypost/2/configuration";
+const HEAD: &str = "waypost/2/head";
+const INDEX: &str = "waypost/2/index";
+const ROUTES: &str = "waypost/2/routes";
 
 /// What is larger is neither written nor read.
 const MAX_BYTES: usize = 32 * 1024 * 1024;
@@ -47,6 +50,8 @@ pub const FOR_GOOD: Duration = Duration::from_nanos(u64::MAX);
 struct Index {
     #[prost(message, repeated, tag = "1")]
     services: Vec<IndexEntry>,
+    #[prost(fixed64, tag = "2")]
+    routes: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -63,6 +68,8 @@ struct StoredService {
     hash: u64,
     #[prost(message, repeated, tag = "2")]
     nodes: Vec<StoredNode>,
+    #[prost(bytes = "vec", tag = "3")]
+    policy: Vec<u8>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -75,6 +82,14 @@ struct StoredNode {
     health: u32,
     #[prost(fixed64, tag = "4")]
     hash: u64,
+    #[prost(string, tag = "5")]
+    zone: String,
+    #[prost(uint32, tag = "6")]
+    priority: u32,
+    #[prost(uint32, tag = "7")]
+    warmup: u32,
+    #[prost(uint64, tag = "8")]
+    subsets: u64,
 }
 
 /// What was found.
@@ -132,7 +147,14 @@ pub fn restore(data: &mut impl SharedData) -> Restored {
             None => restored.damaged.push(name),
         }
     }
-    restored.replica = Replica::restored(services);
+    let routes = match index.routes {
+        0 => Some(Routes::default()),
+        hash => data.get(ROUTES).and_then(|bytes| read_routes(&bytes)).filter(|routes| routes.hash() == hash),
+    };
+    if routes.is_none() {
+        restored.damaged.push("the table of routes".into());
+    }
+    restored.replica = Replica::restored(services, routes.unwrap_or_default());
     restored
 }
 
@@ -145,6 +167,7 @@ pub fn save(data: &mut impl SharedData, replica: &Replica) -> u64 {
         return split_number(rest).map_or(0, |(written, _)| written);
     }
     let kept = data.get(INDEX).and_then(|bytes| decode::<Index>(&bytes)).unwrap_or_default();
+    let kept_routes = kept.routes;
     let kept: HashMap<_, _> = kept.services.into_iter().map(|entry| (entry.name, entry.hash)).collect();
     let mut index = Index::default();
     let mut written = 0;
@@ -161,6 +184,12 @@ pub fn save(data: &mut impl SharedData, replica: &Replica) -> u64 {
     }
     for name in kept.keys().filter(|name| !replica.services().contains_key(name.as_str())) {
         data.set(&service_key(name), &[]);
+    }
+    index.routes = replica.routes().hash();
+    if index.routes != kept_routes && index.routes != 0 {
+        let bytes = write_routes(replica.routes());
+        data.set(ROUTES, &bytes);
+        written += bytes.len() as u64;
     }
     let index = index.encode_to_vec();
     written += index.len() as u64;
@@ -202,7 +231,7 @@ fn split_number(bytes: &[u8]) -> Option<(u64, &[u8])> {
 }
 
 fn service_key(name: &str) -> String {
-    format!("waypost/1/service/{name}")
+    format!("waypost/2/service/{name}")
 }
 
 fn decode<M: Message + Default>(bytes: &[u8]) -> Option<M> {
@@ -219,8 +248,24 @@ fn write_service(service: &ReplicaService) -> Vec<u8> {
             Health::Draining => 2,
         },
         hash: node.hash,
+        zone: node.zone.to_string(),
+        priority: node.priority.into(),
+        warmup: node.warmup.into(),
+        subsets: node.subsets,
     });
-    StoredService { hash: service.hash(), nodes: nodes.collect() }.encode_to_vec()
+    let policy = service.policy().to_vec();
+    StoredService { hash: service.hash(), nodes: nodes.collect(), policy }.encode_to_vec()
+}
+
+fn write_routes(routes: &Routes) -> Vec<u8> {
+    let documents = routes.documents().iter();
+    let documents = documents.map(|(id, document)| wire::Route { id: id.clone(), document: document.clone() });
+    wire::Routes { hash: routes.hash(), routes: documents.collect() }.encode_to_vec()
+}
+
+fn read_routes(bytes: &[u8]) -> Option<Routes> {
+    let stored: wire::Routes = decode(bytes)?;
+    Routes::new(stored.routes.into_iter().map(|route| (route.id, route.document))).ok()
 }
 
 fn read_service(bytes: &[u8]) -> Option<ReplicaService> {
@@ -238,16 +283,22 @@ fn read_service(bytes: &[u8]) -> Option<ReplicaService> {
                 _ => return None,
             },
             hash: node.hash,
+            zone: node.zone.into(),
+            priority: u8::try_from(node.priority).ok()?,
+            warmup: u16::try_from(node.warmup).ok()?,
+            subsets: node.subsets,
         });
     }
-    let service = ReplicaService::new(nodes);
+    let service = ReplicaService::new(nodes, stored.policy.into());
     (service.hash() == stored.hash).then_some(service)
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use waypost_catalog::{Catalog, Node, ServiceName, sender};
+    use std::sync::Arc;
+
+    use waypost_catalog::{Catalog, Change, Node, Placement, ServiceName, sender};
 
     use super::*;
 
@@ -268,15 +319,23 @@ mod tests {
     }
 
     fn replica(services: &[(&str, u8)]) -> Replica {
+        with_routes(services, &[])
+    }
+
+    fn with_routes(services: &[(&str, u8)], routes: &[(&str, &'static str)]) -> Replica {
         let services = services.iter().map(|(name, nodes)| {
             let nodes = (1..=*nodes).map(|n| Node {
                 weight: n.into(),
                 health: [Health::Passing, Health::Critical, Health::Draining][n as usize % 3],
+                zone: "z".repeat(n as usize % 2),
+                placement: Placement { weight: None, priority: n, warmup: 1_000 - u16::from(n), subsets: n.into() },
                 ..Node::at(SocketAddr::from(([10, 0, 0, n], 80)))
             });
-            (ServiceName::new(name).unwrap(), nodes.collect())
+            (ServiceName::new(name).unwrap(), nodes.collect::<Vec<_>>())
         });
-        let catalog = Catalog::default().updated(services).0.unwrap_or_default();
+        let services = services.map(|(service, nodes)| Change { service, nodes, policy: "{}".into() });
+        let routes = Routes::new(routes.iter().map(|(id, document)| ((*id).to_owned(), (*document).into()))).unwrap();
+        let catalog = Catalog::default().changed(services, Some(Arc::new(routes))).0.unwrap_or_default();
         let mut replica = Replica::default();
         for message in sender::full(&catalog) {
             replica.apply(message.kind.unwrap()).unwrap();
@@ -297,6 +356,28 @@ mod tests {
     }
 
     #[test]
+    fn routes_come_back_and_are_written_when_they_change() {
+        let mut data = Data::default();
+        let first = with_routes(&[("web", 1)], &[("a", "1")]);
+        save(&mut data, &first);
+        assert_eq!(restore(&mut data).replica.routes(), first.routes());
+        data.written.clear();
+        save(&mut data, &with_routes(&[("web", 2)], &[("a", "1")]));
+        assert!(!data.written.contains(&ROUTES.to_owned()));
+        let next = with_routes(&[("web", 2)], &[("a", "2")]);
+        save(&mut data, &next);
+        assert!(data.written.contains(&ROUTES.to_owned()));
+        let restored = restore(&mut data);
+        assert_eq!((restored.replica.routes(), restored.replica.hash()), (next.routes(), next.hash()));
+        data.values.insert(ROUTES.into(), vec![0xff]);
+        let restored = restore(&mut data);
+        assert_eq!((restored.damaged.len(), restored.replica.routes().hash()), (1, 0));
+        let none = with_routes(&[("web", 2)], &[]);
+        save(&mut data, &none);
+        assert_eq!(restore(&mut data).replica.hash(), none.hash());
+    }
+
+    #[test]
     fn only_what_changed_is_written_and_nothing_twice() {
         let mut data = Data::default();
         save(&mut data, &replica(&[("web", 5), ("api", 1), ("old", 2)]));
@@ -306,8 +387,8 @@ mod tests {
         let next = replica(&[("web", 6), ("api", 1)]);
         save(&mut data, &next);
         data.written.sort_unstable();
-        assert_eq!(data.written, [HEAD, INDEX, "waypost/1/service/old", "waypost/1/service/web"]);
-        assert!(data.values["waypost/1/service/old"].is_empty());
+        assert_eq!(data.written, [HEAD, INDEX, "waypost/2/service/old", "waypost/2/service/web"]);
+        assert!(data.values["waypost/2/service/old"].is_empty());
         assert_eq!(restore(&mut data).replica.services(), next.services());
     }
 
@@ -315,10 +396,10 @@ mod tests {
     fn a_damaged_service_is_left_out_and_named_and_the_others_come_back() {
         let mut data = Data::default();
         save(&mut data, &replica(&[("web", 5), ("api", 1), ("gone", 1)]));
-        let web = data.values.get_mut("waypost/1/service/web").unwrap();
+        let web = data.values.get_mut("waypost/2/service/web").unwrap();
         let place = web.len() - 1;
         web[place] ^= 1;
-        data.values.remove("waypost/1/service/gone");
+        data.values.remove("waypost/2/service/gone");
         let mut restored = restore(&mut data);
         restored.damaged.sort_unstable();
         assert_eq!(restored.damaged, ["gone", "web"]);

@@ -1,176 +1,19 @@
 //! The filter as a whole, against a host made for the test.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    net::SocketAddr,
-    time::Duration,
-};
+mod support;
 
-use prost::Message;
+use std::time::Duration;
+
+use support::{Get, Proxy, changed, heartbeat, web};
 use waypost_catalog::{
-    Catalog, Node, ServiceName, sender,
-    wire::{ClientMessage, Delta, Heartbeat, InSync, ServerMessage, client_message, limits, server_message::Kind},
+    sender,
+    wire::{Delta, InSync, ServerMessage, client_message, limits, server_message::Kind},
 };
 use waypost_plugin::{
     counters::Counter,
-    filter::{CANDIDATES, Filter, StartError},
-    host::{Host, Level, Request, SharedData},
+    filter::{Filter, StartError},
+    host::Level,
 };
-
-#[derive(Default)]
-struct Proxy {
-    now: Duration,
-    shared: HashMap<String, Vec<u8>>,
-    log: Vec<(Level, String)>,
-    counts: BTreeMap<&'static str, u64>,
-    targets: Vec<String>,
-    sent: Vec<(u32, client_message::Kind)>,
-    closed: Vec<u32>,
-    cancelled: Vec<u32>,
-    unreachable: bool,
-    listener_gone: bool,
-}
-
-impl SharedData for Proxy {
-    fn get(&mut self, key: &str) -> Option<Vec<u8>> {
-        self.shared.get(key).cloned()
-    }
-    fn set(&mut self, key: &str, value: &[u8]) {
-        self.shared.insert(key.into(), value.into());
-    }
-}
-
-impl Host for Proxy {
-    fn log(&mut self, level: Level, message: &str) {
-        self.log.push((level, message.into()));
-    }
-    fn now(&mut self) -> Duration {
-        self.now
-    }
-    fn random(&mut self) -> u64 {
-        7
-    }
-    fn node(&mut self) -> Option<String> {
-        Some("front-1".into())
-    }
-    fn count(&mut self, counter: Counter, by: u64) {
-        *self.counts.entry(counter.name()).or_default() += by;
-    }
-    fn open_stream(&mut self, target: &str) -> Option<u32> {
-        if self.unreachable {
-            return None;
-        }
-        self.targets.push(target.into());
-        Some(self.targets.len() as u32)
-    }
-    fn enter_stream(&mut self) -> bool {
-        !std::mem::take(&mut self.listener_gone)
-    }
-    fn send(&mut self, stream: u32, message: &[u8]) {
-        self.sent.push((stream, ClientMessage::decode(message).unwrap().kind.unwrap()));
-    }
-    fn stream_status(&mut self) -> String {
-        "gone".into()
-    }
-    fn close_stream(&mut self, stream: u32) {
-        self.closed.push(stream);
-    }
-    fn cancel_stream(&mut self, stream: u32) {
-        self.cancelled.push(stream);
-    }
-}
-
-impl Proxy {
-    fn start(&mut self, configuration: &str) -> Filter {
-        Filter::start(self, configuration.as_bytes()).unwrap()
-    }
-
-    fn tick_for(&mut self, filter: &mut Filter, time: Duration) {
-        let end = self.now + time;
-        while self.now < end {
-            self.now += Duration::from_millis(100);
-            filter.on_tick(self);
-        }
-    }
-
-    fn deliver(&mut self, filter: &mut Filter, stream: u32, messages: impl IntoIterator<Item = ServerMessage>) {
-        for message in messages {
-            filter.on_message(self, stream, Some(&message.encode_to_vec()));
-        }
-    }
-
-    /// A filter in sync on stream 1.
-    fn in_sync(&mut self, configuration: &str, catalog: &Catalog) -> Filter {
-        let mut filter = self.start(configuration);
-        filter.on_tick(self);
-        self.deliver(&mut filter, 1, sender::full(catalog));
-        self.deliver(&mut filter, 1, heartbeat(0));
-        filter
-    }
-
-    fn count(&self, counter: Counter) -> u64 {
-        self.counts.get(counter.name()).copied().unwrap_or_default()
-    }
-}
-
-#[derive(Default)]
-struct Get {
-    cluster: Option<&'static str>,
-    headers: HashMap<&'static str, &'static str>,
-    candidates: Option<String>,
-    removals: usize,
-    arguments: Option<Vec<u8>>,
-}
-
-impl Get {
-    fn cluster(cluster: &'static str) -> Self {
-        Self { cluster: Some(cluster), candidates: Some("forged".into()), ..Self::default() }
-    }
-
-    fn header(name: &'static str, value: &'static str) -> Self {
-        Self { headers: HashMap::from([(name, value)]), candidates: Some("forged".into()), ..Self::default() }
-    }
-
-    fn through(mut self, filter: &mut Filter) -> Self {
-        filter.on_request(&mut self);
-        self
-    }
-}
-
-impl Request for Get {
-    fn cluster(&mut self) -> Option<Vec<u8>> {
-        self.cluster.map(|cluster| cluster.into())
-    }
-    fn header(&mut self, name: &str) -> Option<Vec<u8>> {
-        if name == CANDIDATES {
-            return self.candidates.clone().map(String::into_bytes);
-        }
-        self.headers.get(name).map(|value| (*value).into())
-    }
-    fn set_candidates(&mut self, candidates: &str) {
-        self.candidates = Some(candidates.into());
-    }
-    fn remove_candidates(&mut self) {
-        self.candidates = None;
-        self.removals += 1;
-    }
-    fn set_filter_state(&mut self, arguments: &[u8]) {
-        self.arguments = Some(arguments.into());
-    }
-}
-
-fn changed(old: &Catalog, service: &str, addresses: &[&str]) -> Catalog {
-    let nodes = addresses.iter().map(|address| Node::at(address.parse::<SocketAddr>().unwrap())).collect();
-    old.updated([(ServiceName::new(service).unwrap(), nodes)]).0.unwrap()
-}
-
-fn web() -> Catalog {
-    changed(&Catalog::default(), "web", &["10.0.0.1:80"])
-}
-
-fn heartbeat(stale_ms: u64) -> [ServerMessage; 1] {
-    [ServerMessage { kind: Some(Kind::Heartbeat(Heartbeat { version: 0, stale_ms })) }]
-}
 
 #[test]
 fn nothing_is_opened_while_configuring_and_the_first_tick_says_hello() {
@@ -180,7 +23,7 @@ fn nothing_is_opened_while_configuring_and_the_first_tick_says_hello() {
     filter.on_tick(&mut proxy);
     assert_eq!(proxy.targets, ["\x0a\x0f\x0a\x0dwaypost_agent"]);
     let [(1, client_message::Kind::Hello(hello))] = &proxy.sent[..] else { panic!("{:?}", proxy.sent) };
-    assert_eq!((hello.protocol, hello.client.as_str(), hello.hash), (1, "front-1#00000007", 0));
+    assert_eq!((hello.protocol, hello.client.as_str(), hello.hash), (2, "front-1#00000007", 0));
 }
 
 #[test]
@@ -409,7 +252,7 @@ fn another_configuration_for_the_same_vm_id_is_refused_and_the_same_one_is_not()
     let other = br#"{"service":{"from":"host"}}"#;
     let error = filter.join(other).unwrap_err();
     assert!(matches!(error, StartError::Taken { .. }), "{error}");
-    let error = Filter::start(&mut proxy, other).unwrap_err();
+    let error = Filter::start(&mut proxy, other, true).unwrap_err();
     assert!(error.to_string().contains("vm_id"), "{error}");
     proxy.start(r#"{"mode":"override_host"}"#);
 }
@@ -422,6 +265,6 @@ fn a_configuration_that_was_only_tried_does_not_keep_the_vm_id_and_one_in_use_do
     let mut filter = proxy.start("{}");
     filter.on_tick(&mut proxy);
     proxy.now += Duration::from_secs(1_000_000);
-    assert!(Filter::start(&mut proxy, br#"{"service":{"from":"host"}}"#).is_err());
+    assert!(Filter::start(&mut proxy, br#"{"service":{"from":"host"}}"#, true).is_err());
     proxy.start("{}");
 }

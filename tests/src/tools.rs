@@ -36,9 +36,19 @@ pub fn plugin_wasm() -> Result<PathBuf> {
     existing(target().join("waypost/waypost_plugin.wasm"))
 }
 
+/// The filter that hears nothing of what becomes of requests.
+pub fn lean_wasm() -> Result<PathBuf> {
+    existing(target().join("waypost/waypost_plugin_lean.wasm"))
+}
+
 /// The filter whose VM traps on the request header `x-waypost-trap`.
 pub fn trap_wasm() -> Result<PathBuf> {
     existing(target().join("waypost/waypost_plugin_trap.wasm"))
+}
+
+/// A strategy component that is built with the tests: one of the examples, or the one that fails as it is told.
+pub fn strategy_wasm(name: &str) -> Result<PathBuf> {
+    existing(target().join("waypost/strategies").join(format!("{name}.wasm")))
 }
 
 /// The filter that does nothing.

@@ -37,37 +37,38 @@ pub fn build(places: &Places, ui: &Ui, scope: Scope, test_binaries: &[&str]) -> 
 
 fn modules(places: &Places, ui: &Ui, scope: Scope) -> Result<()> {
     let toolchain = WasmToolchain::required()?;
-    let rules_file = places.root.join("plugin/exports.txt");
-    let rules = fs::read_to_string(&rules_file)
-        .map_err(anyhow::Error::from)
-        .and_then(|text| ExportRules::parse(&text))
-        .with_context(|| format!("cannot read the rules in {}", rules_file.display()))?;
-
-    let (mut command, target) = toolchain.cargo_build(places);
-    command.args(["--profile", "wasm", "--package", "waypost-plugin"]);
-    if scope == Scope::All {
-        command.args(["--package", "waypost-noop-filter"]);
-    }
-    run(&mut command)?;
-    // Cargo gives a wasm module the same name whatever its features are: take it before the next build replaces it.
-    let folder = target.join(WASM_TARGET).join("wasm");
-    let mut made = vec![("waypost_plugin.wasm", read(&folder.join("waypost_plugin.wasm"))?, true)];
-    if scope == Scope::All {
-        made.push(("noop_filter.wasm", read(&folder.join("waypost_noop_filter.wasm"))?, false));
+    let target = toolchain.cargo_build(places).1.join(WASM_TARGET).join("wasm");
+    let compile = |package: &str, features: &str| -> Result<Vec<u8>> {
         let (mut command, _) = toolchain.cargo_build(places);
-        run(command.args(["--profile", "wasm", "--package", "waypost-plugin", "--features", "trap-for-test"]))?;
-        made.push(("waypost_plugin_trap.wasm", read(&folder.join("waypost_plugin.wasm"))?, true));
+        command.args(["--profile", "wasm", "--package", package, "--features", features]);
+        run(&mut command)?;
+        // Cargo gives a wasm module the same name whatever its features are: it is taken before the next build replaces
+        // it.
+        read(&target.join(format!("{}.wasm", package.replace('-', "_"))))
+    };
+    let make = |name: &str, features: &str, rules: &str| -> Result<()> {
+        let rules_file = places.root.join("plugin").join(rules);
+        let rules = fs::read_to_string(&rules_file)
+            .map_err(anyhow::Error::from)
+            .and_then(|text| ExportRules::parse(&text))
+            .with_context(|| format!("cannot read the rules in {}", rules_file.display()))?;
+        let wasm = strip_exports(&compile("waypost-plugin", features)?, &rules)
+            .with_context(|| format!("cannot apply {} to {name}", rules_file.display()))?;
+        keep(places, ui, name, &wasm)
+    };
+    make("waypost_plugin.wasm", "", "exports.txt")?;
+    make("waypost_plugin_lean.wasm", "lean", "exports-lean.txt")?;
+    if scope == Scope::All {
+        make("waypost_plugin_trap.wasm", "trap-for-test", "exports.txt")?;
+        keep(places, ui, "noop_filter.wasm", &compile("waypost-noop-filter", "")?)?;
     }
-    for (name, wasm, strip) in made {
-        let wasm = if strip {
-            strip_exports(&wasm, &rules).with_context(|| format!("cannot apply {} to {name}", rules_file.display()))?
-        } else {
-            wasm
-        };
-        let to = places.artefacts().join(name);
-        install(&wasm, &to, false)?;
-        ui.closing(true, &format!("{:<58} {:>7} kB", to.display(), wasm.len() / 1000));
-    }
+    Ok(())
+}
+
+fn keep(places: &Places, ui: &Ui, name: &str, wasm: &[u8]) -> Result<()> {
+    let to = places.artefacts().join(name);
+    install(wasm, &to, false)?;
+    ui.closing(true, &format!("{:<58} {:>7} kB", to.display(), wasm.len() / 1000));
     Ok(())
 }
 

@@ -31,6 +31,28 @@ pub(crate) fn spread(random: u64, count: usize) -> (usize, u64) {
     ((product >> 64) as usize, product as u64)
 }
 
+/// Scrambles a number, so that each bit of it depends on all bits (splitmix64's finish).
+pub(crate) fn mix(number: u64) -> u64 {
+    let number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    number ^ (number >> 31)
+}
+
+/// As many random numbers as a pick needs, from the one it was given (splitmix64).
+#[derive(Clone, Debug)]
+pub(crate) struct Stream(u64);
+
+impl Stream {
+    pub(crate) fn new(random: u64) -> Self {
+        Self(random)
+    }
+
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        mix(self.0)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -1,4 +1,4 @@
-//! The simple strategies by name, and a picker for each that many threads can share.
+//! The strategies by name, and a picker that many threads can share for each that needs nothing but weights.
 
 use std::{fmt, str::FromStr};
 
@@ -25,6 +25,13 @@ pub enum Strategy {
     /// In turn, each as often as its weight says: exactly so, over any stretch of picks.
     #[default]
     WeightedRoundRobin,
+    /// Of a few nodes drawn by weight, the one with the fewest requests in flight for its weight.
+    LeastRequest,
+    /// Of two nodes drawn by weight, the one whose latency, as last seen, and requests in flight promise the fastest
+    /// answer.
+    PeakEwma,
+    /// Always the same node for the same key, as long as it is there (weighted Maglev).
+    ConsistentHash,
 }
 
 /// No strategy is called so.
@@ -34,7 +41,18 @@ pub struct UnknownStrategy(pub String);
 
 impl Strategy {
     /// Every strategy.
-    pub const ALL: [Self; 4] = [Self::Random, Self::WeightedRandom, Self::RoundRobin, Self::WeightedRoundRobin];
+    pub const ALL: [Self; 7] = [
+        Self::Random,
+        Self::WeightedRandom,
+        Self::RoundRobin,
+        Self::WeightedRoundRobin,
+        Self::LeastRequest,
+        Self::PeakEwma,
+        Self::ConsistentHash,
+    ];
+
+    /// Those that need to know no more than weights: what a [`Picker`] serves to the letter.
+    pub const PLAIN: [Self; 4] = [Self::Random, Self::WeightedRandom, Self::RoundRobin, Self::WeightedRoundRobin];
 
     /// Its name in configuration and output.
     pub const fn as_str(self) -> &'static str {
@@ -43,6 +61,23 @@ impl Strategy {
             Self::WeightedRandom => "weighted-random",
             Self::RoundRobin => "round-robin",
             Self::WeightedRoundRobin => "weighted-round-robin",
+            Self::LeastRequest => "least-request",
+            Self::PeakEwma => "peak-ewma",
+            Self::ConsistentHash => "consistent-hash",
+        }
+    }
+
+    /// The names of the [plain](Self::PLAIN) ones, for an error or a help text.
+    pub fn plain_names() -> String {
+        Self::PLAIN.map(Self::as_str).join(", ")
+    }
+
+    /// What it needs to know beyond weights, in words that go into an error, if anything.
+    pub const fn needs(self) -> Option<&'static str> {
+        match self {
+            Self::Random | Self::WeightedRandom | Self::RoundRobin | Self::WeightedRoundRobin => None,
+            Self::LeastRequest | Self::PeakEwma => Some("the outcomes of requests"),
+            Self::ConsistentHash => Some("a key of the request"),
         }
     }
 }
@@ -64,6 +99,10 @@ impl FromStr for Strategy {
 
 /// Picks by a [`Strategy`], O(1), from any number of threads at once and without a lock.
 ///
+/// It knows weights and nothing else. Strategies that need more ([`Strategy::needs`]) are served as well as that allows:
+/// least request and peak EWMA as weighted round robin, consistent hashing as weighted random. A
+/// [`SharedBalancer`](crate::SharedBalancer) serves them to the letter.
+///
 /// ```
 /// use waypost_balance::{Picker, Strategy};
 ///
@@ -79,11 +118,11 @@ impl FromStr for Strategy {
 pub enum Picker {
     /// For [`Strategy::Random`].
     Random(Random),
-    /// For [`Strategy::WeightedRandom`].
+    /// For [`Strategy::WeightedRandom`], and for [`Strategy::ConsistentHash`], whose key it is not told.
     WeightedRandom(WeightedRandom),
     /// For [`Strategy::RoundRobin`].
     RoundRobin(RoundRobin),
-    /// For [`Strategy::WeightedRoundRobin`].
+    /// For [`Strategy::WeightedRoundRobin`], and for those that need outcomes, which it is not told.
     WeightedRoundRobin(SharedWeightedRoundRobin),
 }
 
@@ -94,9 +133,11 @@ impl Picker {
     pub fn new(strategy: Strategy, weights: impl IntoIterator<Item = u32>, seed: u64) -> Self {
         match strategy {
             Strategy::Random => Self::Random(Random::new(weights)),
-            Strategy::WeightedRandom => Self::WeightedRandom(WeightedRandom::new(weights)),
+            Strategy::WeightedRandom | Strategy::ConsistentHash => Self::WeightedRandom(WeightedRandom::new(weights)),
             Strategy::RoundRobin => Self::RoundRobin(RoundRobin::new(weights, seed)),
-            Strategy::WeightedRoundRobin => Self::WeightedRoundRobin(SharedWeightedRoundRobin::new(weights, seed)),
+            Strategy::WeightedRoundRobin | Strategy::LeastRequest | Strategy::PeakEwma => {
+                Self::WeightedRoundRobin(SharedWeightedRoundRobin::new(weights, seed))
+            }
         }
     }
 
@@ -122,11 +163,13 @@ mod tests {
     fn each_strategy_has_a_name_that_means_it() {
         for strategy in Strategy::ALL {
             assert_eq!(strategy.as_str().parse(), Ok(strategy));
+            assert_eq!(strategy.needs().is_none(), Strategy::PLAIN.contains(&strategy));
         }
-        let error = "least-request".parse::<Strategy>().unwrap_err().to_string();
+        let error = "best".parse::<Strategy>().unwrap_err().to_string();
         assert_eq!(
             error,
-            "\"least-request\" is no strategy: allowed are random, weighted-random, round-robin, weighted-round-robin"
+            "\"best\" is no strategy: allowed are random, weighted-random, round-robin, weighted-round-robin, \
+             least-request, peak-ewma, consistent-hash"
         );
     }
 

@@ -12,8 +12,7 @@
 
 use fastrand::Rng;
 
-/// How many distinct nodes [`WeightedRoundRobin::pick_with_alternatives`] yields at most: a first choice and two more.
-pub const CHOICES: usize = 3;
+use crate::chosen::{CHOICES, Chosen};
 
 /// How far ahead alternatives are looked for before any other node will do.
 const LOOK_AHEAD: usize = 16;
@@ -115,12 +114,12 @@ impl WeightedRoundRobin {
     pub fn pick_with_alternatives(&mut self, choices: &mut [usize; CHOICES]) -> usize {
         let Some(first) = self.pick() else { return 0 };
         let wanted = CHOICES.min(self.pickable.len());
-        let mut chosen = Chosen { choices, count: 0 };
+        let mut chosen = Chosen::new(choices);
         chosen.add(first);
         // Each slot is looked at once at most, so its accumulator says whether the next visit picks it.
         let ring = self.slots.iter().skip(self.next).chain(&self.slots);
         for slot in ring.take(LOOK_AHEAD.min(self.slots.len())) {
-            if chosen.count == wanted {
+            if chosen.count() == wanted {
                 return wanted;
             }
             if u64::from(slot.accumulated) + u64::from(slot.weight) >= u64::from(self.max) {
@@ -130,30 +129,12 @@ impl WeightedRoundRobin {
         // One heavy node holds the ring's next stretch: any other will do as a last resort, from where we stand.
         let start = self.next % self.pickable.len().max(1);
         for node in self.pickable.iter().skip(start).chain(&self.pickable) {
-            if chosen.count == wanted {
+            if chosen.count() == wanted {
                 break;
             }
             chosen.add(*node as usize);
         }
-        chosen.count
-    }
-}
-
-/// The distinct nodes chosen so far.
-struct Chosen<'a> {
-    choices: &'a mut [usize; CHOICES],
-    count: usize,
-}
-
-impl Chosen<'_> {
-    fn add(&mut self, node: usize) {
-        if self.choices.iter().take(self.count).any(|chosen| *chosen == node) {
-            return;
-        }
-        if let Some(free) = self.choices.get_mut(self.count) {
-            *free = node;
-            self.count += 1;
-        }
+        chosen.count()
     }
 }
 

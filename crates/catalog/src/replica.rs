@@ -15,8 +15,10 @@
 
 use std::collections::{HashMap, HashSet};
 
+use bytes::Bytes;
+
 use crate::{
-    model::{Health, node_hash, service_share},
+    model::{Health, Placement, Routes, node_hash, policy_hash, service_share},
     wire::{self, Begin, Delta, End, Heartbeat, ServiceDelta, ServicePart, WireError, limits, server_message::Kind},
 };
 
@@ -25,10 +27,18 @@ use crate::{
 pub struct ReplicaNode {
     /// `ip:port` as it goes into the candidate header.
     pub address: Box<str>,
-    /// Its share of new requests.
+    /// Its share of new requests, a strategy component's word taken into account.
     pub weight: u32,
     /// Whether it may be picked.
     pub health: Health,
+    /// Its level: 0 comes first.
+    pub priority: u8,
+    /// How much of its weight counts, in thousandths.
+    pub warmup: u16,
+    /// Bit i: it belongs to the policy's i-th subset.
+    pub subsets: u64,
+    /// Failure domain; empty if unknown.
+    pub zone: Box<str>,
     /// Hash of its encoding.
     pub hash: u64,
 }
@@ -42,10 +52,15 @@ impl ReplicaNode {
     pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
         let node = wire::decode_node(bytes)?;
         wire::parse_address(&node.address)?;
+        let Placement { weight, priority, warmup, subsets } = wire::placement(&node);
         Ok(Self {
             health: wire::parse_health(node.health).unwrap_or(Health::Critical),
             address: node.address.into(),
-            weight: node.weight,
+            weight: weight.unwrap_or(node.weight),
+            priority,
+            warmup,
+            subsets,
+            zone: node.zone.into(),
             hash: node_hash(bytes),
         })
     }
@@ -56,24 +71,25 @@ impl ReplicaNode {
     }
 }
 
-/// A service as the replica holds it: its nodes in the order of their addresses' text.
+/// A service as the replica holds it: its nodes in the order of their addresses' text, and its policy.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ReplicaService {
     nodes: Vec<ReplicaNode>,
+    policy: Bytes,
     hash: u64,
 }
 
 impl ReplicaService {
-    /// A service of these nodes, whatever their order; of two at one address the later one counts.
-    pub fn new(nodes: impl IntoIterator<Item = ReplicaNode>) -> Self {
+    /// A service of these nodes, whatever their order, under this policy; of two at one address the later one counts.
+    pub fn new(nodes: impl IntoIterator<Item = ReplicaNode>, policy: Bytes) -> Self {
         let mut nodes: Vec<_> = nodes.into_iter().collect();
         nodes.sort_by(|a, b| a.address.cmp(&b.address));
         nodes.reverse();
         // The sort is stable, so after the reversal the later of two equals comes first and is the one kept.
         nodes.dedup_by(|a, b| a.address == b.address);
         nodes.reverse();
-        let hash = nodes.iter().fold(0, |sum: u64, node| sum.wrapping_add(node.hash));
-        Self { nodes, hash }
+        let hash = nodes.iter().fold(policy_hash(&policy), |sum, node| sum.wrapping_add(node.hash));
+        Self { nodes, policy, hash }
     }
 
     /// Its nodes.
@@ -81,9 +97,19 @@ impl ReplicaService {
         &self.nodes
     }
 
-    /// Content hash over its nodes.
+    /// Its policy as the agent sent it; empty if it has none.
+    pub fn policy(&self) -> &Bytes {
+        &self.policy
+    }
+
+    /// Content hash over its nodes and its policy.
     pub fn hash(&self) -> u64 {
         self.hash
+    }
+
+    fn set_policy(&mut self, policy: Bytes) {
+        self.hash = self.hash.wrapping_sub(policy_hash(&self.policy)).wrapping_add(policy_hash(&policy));
+        self.policy = policy;
     }
 
     fn apply(&mut self, upsert: Vec<ReplicaNode>, remove: &[String]) {
@@ -94,7 +120,7 @@ impl ReplicaService {
             let mut nodes = std::mem::take(&mut self.nodes);
             nodes.retain(|node| !replaced.contains(&*node.address));
             nodes.extend(upsert);
-            *self = Self::new(nodes);
+            *self = Self::new(nodes, std::mem::take(&mut self.policy));
             return;
         }
         for address in remove {
@@ -129,6 +155,8 @@ pub enum Applied {
         version: u64,
         /// Names of the services.
         services: Vec<Box<str>>,
+        /// Whether the routes are others.
+        routes: bool,
     },
     /// The agent lives; its mirror was last current this many milliseconds ago.
     Alive {
@@ -141,19 +169,30 @@ pub enum Applied {
 #[derive(Debug, Default)]
 pub struct Replica {
     services: HashMap<Box<str>, ReplicaService>,
+    routes: Routes,
     hash: u64,
     version: u64,
     /// Whether `version` counts on this stream: false from its start until the agent has named one.
     synced: bool,
-    filling: Option<HashMap<Box<str>, ReplicaService>>,
+    filling: Option<Filling>,
     partial: Option<Partial>,
     /// Services swapped in whole ahead of the delta that names the version.
     touched: Vec<Box<str>>,
+    /// Likewise the routes.
+    touched_routes: bool,
+}
+
+/// A full catalog on its way.
+#[derive(Debug, Default)]
+struct Filling {
+    services: HashMap<Box<str>, ReplicaService>,
+    routes: Routes,
 }
 
 #[derive(Debug)]
 struct Partial {
     service: Box<str>,
+    policy: Bytes,
     parts: u32,
     next: u32,
     nodes: Vec<ReplicaNode>,
@@ -161,15 +200,20 @@ struct Partial {
 
 impl Replica {
     /// A replica that starts with what was kept from before.
-    pub fn restored(services: impl IntoIterator<Item = (Box<str>, ReplicaService)>) -> Self {
+    pub fn restored(services: impl IntoIterator<Item = (Box<str>, ReplicaService)>, routes: Routes) -> Self {
         let services: HashMap<_, _> = services.into_iter().collect();
-        let hash = catalog_hash(&services);
-        Self { services, hash, ..Self::default() }
+        let hash = catalog_hash(&services, &routes);
+        Self { services, routes, hash, ..Self::default() }
     }
 
     /// Every service, by name.
     pub fn services(&self) -> &HashMap<Box<str>, ReplicaService> {
         &self.services
+    }
+
+    /// The table of routes.
+    pub fn routes(&self) -> &Routes {
+        &self.routes
     }
 
     /// Content hash of what is held: what goes into `Hello`.
@@ -222,7 +266,7 @@ impl Replica {
         match message {
             Kind::Begin(Begin { .. }) => {
                 self.partial = None;
-                self.filling = Some(HashMap::new());
+                self.filling = Some(Filling::default());
                 Ok(Applied::Pending)
             }
             Kind::Part(part) => self.part(part),
@@ -231,10 +275,36 @@ impl Replica {
             Kind::InSync(in_sync) => {
                 self.version = in_sync.version;
                 self.synced = true;
-                Ok(Applied::Changed { version: self.version, services: std::mem::take(&mut self.touched) })
+                Ok(self.take_touched())
             }
+            Kind::Routes(routes) => self.replace_routes(routes),
             Kind::Heartbeat(Heartbeat { stale_ms, .. }) => Ok(Applied::Alive { stale_ms }),
         }
+    }
+
+    fn take_touched(&mut self) -> Applied {
+        Applied::Changed {
+            version: self.version,
+            services: std::mem::take(&mut self.touched),
+            routes: std::mem::take(&mut self.touched_routes),
+        }
+    }
+
+    fn replace_routes(&mut self, message: wire::Routes) -> Result<Applied, WireError> {
+        let routes = message.routes.into_iter().map(|route| (route.id, route.document));
+        let routes = Routes::new(routes).map_err(|error| WireError::Undecodable(error.to_string()))?;
+        if routes.hash() != message.hash {
+            return Err(WireError::HashMismatch { what: "routes".into() });
+        }
+        match &mut self.filling {
+            Some(filling) => filling.routes = routes,
+            None => {
+                self.hash = self.hash.wrapping_sub(self.routes.hash()).wrapping_add(routes.hash());
+                self.routes = routes;
+                self.touched_routes = true;
+            }
+        }
+        Ok(Applied::Pending)
     }
 
     fn part(&mut self, part: ServicePart) -> Result<Applied, WireError> {
@@ -247,7 +317,7 @@ impl Replica {
             }
             None => {
                 let service = part.service.as_str().into();
-                Partial { service, parts: part.parts, next: 0, nodes: Vec::new() }
+                Partial { service, policy: part.policy, parts: part.parts, next: 0, nodes: Vec::new() }
             }
         };
         for node in &part.nodes {
@@ -258,13 +328,13 @@ impl Replica {
             self.partial = Some(partial);
             return Ok(Applied::Pending);
         }
-        let service = ReplicaService::new(partial.nodes);
+        let service = ReplicaService::new(partial.nodes, partial.policy);
         if service.hash != part.hash {
             return Err(WireError::HashMismatch { what: part.service });
         }
         match &mut self.filling {
             Some(filling) => {
-                filling.insert(partial.service, service);
+                filling.services.insert(partial.service, service);
             }
             None => {
                 self.touched.push(partial.service.clone());
@@ -276,19 +346,21 @@ impl Replica {
 
     fn end(&mut self, end: End) -> Result<Applied, WireError> {
         let filled = self.filling.take().ok_or(WireError::OutOfOrder("an end without a beginning"))?;
-        let hash = catalog_hash(&filled);
+        let hash = catalog_hash(&filled.services, &filled.routes);
         if hash != end.hash {
             return Err(WireError::HashMismatch { what: "catalog".into() });
         }
-        let mut services = std::mem::take(&mut self.touched);
-        services.extend(self.services.keys().filter(|name| !filled.contains_key(*name)).cloned());
+        let Filling { services: filled, routes } = filled;
+        self.touched.extend(self.services.keys().filter(|name| !filled.contains_key(*name)).cloned());
         let changed = filled.iter().filter(|(name, service)| self.services.get(*name) != Some(service));
-        services.extend(changed.map(|(name, _)| name.clone()));
+        self.touched.extend(changed.map(|(name, _)| name.clone()));
+        self.touched_routes |= routes != self.routes;
         self.services = filled;
+        self.routes = routes;
         self.hash = hash;
         self.version = end.version;
         self.synced = true;
-        Ok(Applied::Changed { version: end.version, services })
+        Ok(self.take_touched())
     }
 
     fn delta(&mut self, delta: Delta) -> Result<Applied, WireError> {
@@ -306,7 +378,7 @@ impl Replica {
             changes.push((change, upsert));
         }
         for (change, upsert) in changes {
-            let ServiceDelta { service: name, hash, remove, deleted, .. } = change;
+            let ServiceDelta { service: name, hash, remove, deleted, policy, .. } = change;
             let name: Box<str> = name.into();
             self.touched.push(name.clone());
             if deleted {
@@ -321,6 +393,9 @@ impl Replica {
                 None => ReplicaService::default(),
             };
             service.apply(upsert, &remove);
+            if let Some(policy) = policy {
+                service.set_policy(policy);
+            }
             let right = service.hash == hash;
             self.put(name.clone(), Some(service));
             if !right {
@@ -331,7 +406,7 @@ impl Replica {
         if self.hash != delta.hash {
             return Err(WireError::HashMismatch { what: "catalog".into() });
         }
-        Ok(Applied::Changed { version: self.version, services: std::mem::take(&mut self.touched) })
+        Ok(self.take_touched())
     }
 
     fn put(&mut self, name: Box<str>, service: Option<ReplicaService>) {
@@ -345,6 +420,7 @@ impl Replica {
     }
 }
 
-fn catalog_hash(services: &HashMap<Box<str>, ReplicaService>) -> u64 {
-    services.iter().fold(0, |sum: u64, (name, service)| sum.wrapping_add(service_share(name, service.hash)))
+fn catalog_hash(services: &HashMap<Box<str>, ReplicaService>, routes: &Routes) -> u64 {
+    let shares = services.iter().map(|(name, service)| service_share(name, service.hash));
+    shares.fold(routes.hash(), u64::wrapping_add)
 }

@@ -4,24 +4,29 @@ use bytes::Bytes;
 
 use crate::{
     model::{Catalog, Service, ServiceName},
-    wire::{Begin, Delta, End, ServerMessage, ServiceDelta, ServicePart, limits, server_message::Kind},
+    wire::{Begin, Delta, End, Route, Routes, ServerMessage, ServiceDelta, ServicePart, limits, server_message::Kind},
 };
 
-/// The whole catalog: `Begin`, every service in one part or several, `End`.
+/// The whole catalog: `Begin`, every service in one part or several, the routes if there are any, `End`.
 pub fn full(catalog: &Catalog) -> impl Iterator<Item = ServerMessage> + '_ {
     let begin = Kind::Begin(Begin { version: catalog.version() });
     let end = Kind::End(End { version: catalog.version(), hash: catalog.hash() });
     let parts = catalog.services().iter().flat_map(|(name, service)| parts(name, service));
-    std::iter::once(begin).chain(parts.map(Kind::Part)).chain(std::iter::once(end)).map(message)
+    let routes = (catalog.routes().hash() != 0).then(|| routes(catalog));
+    std::iter::once(begin).chain(parts.map(Kind::Part)).chain(routes).chain(std::iter::once(end)).map(message)
 }
 
-/// What leads from `old` to `new`: deltas, and services whose change is too large for one message whole, in parts.
+/// What leads from `old` to `new`: deltas, services whose change is too large for one message whole, in parts, and the
+/// routes if they changed.
 /// Empty if they hold the same. The last message always carries the new version and hash.
 pub fn delta(old: &Catalog, new: &Catalog) -> Vec<ServerMessage> {
     if old.hash() == new.hash() && old.version() == new.version() {
         return Vec::new();
     }
     let mut whole = Vec::new();
+    if old.routes().hash() != new.routes().hash() {
+        whole.push(message(routes(new)));
+    }
     let mut services = Vec::new();
     let mut bytes = 0;
     for (name, service) in new.services() {
@@ -70,20 +75,23 @@ fn service_delta(name: &ServiceName, old: Option<&Service>, new: &Service) -> Se
             remove.push(address.to_string());
         }
     }
-    ServiceDelta { service: name.to_string(), hash: new.hash(), upsert, remove, deleted: false }
+    let known = old.map(|old| &**old.policy()).unwrap_or_default();
+    let policy = (known != &**new.policy()).then(|| new.policy().clone());
+    ServiceDelta { service: name.to_string(), hash: new.hash(), upsert, remove, deleted: false, policy }
 }
 
 /// About the encoded size: each field's content and a few bytes for its tag and length.
 fn delta_size(delta: &ServiceDelta) -> usize {
     let upsert: usize = delta.upsert.iter().map(|node| node.len() + 5).sum();
     let remove: usize = delta.remove.iter().map(|address| address.len() + 3).sum();
-    delta.service.len() + 24 + upsert + remove
+    let policy = delta.policy.as_ref().map_or(0, |policy| policy.len() + 5);
+    delta.service.len() + 24 + upsert + remove + policy
 }
 
 /// The service in parts of at most [`limits::MESSAGE_TARGET_BYTES`], or one node where that is larger.
 fn parts<'a>(name: &'a ServiceName, service: &'a Service) -> impl Iterator<Item = ServicePart> + 'a {
     let mut groups: Vec<Vec<Bytes>> = vec![Vec::new()];
-    let mut bytes = 0;
+    let mut bytes = service.policy().len();
     for entry in service.entries().values() {
         let size = entry.encoded().len() + 5;
         if bytes + size > limits::MESSAGE_TARGET_BYTES && bytes > 0 {
@@ -102,7 +110,14 @@ fn parts<'a>(name: &'a ServiceName, service: &'a Service) -> impl Iterator<Item 
         part: part as u32,
         parts,
         nodes,
+        policy: if part == 0 { service.policy().clone() } else { Bytes::new() },
     })
+}
+
+fn routes(catalog: &Catalog) -> Kind {
+    let documents = catalog.routes().documents().iter();
+    let routes = documents.map(|(id, document)| Route { id: id.clone(), document: document.clone() });
+    Kind::Routes(Routes { hash: catalog.routes().hash(), routes: routes.collect() })
 }
 
 fn message(kind: Kind) -> ServerMessage {

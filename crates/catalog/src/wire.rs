@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 pub use generated::*;
 use prost::Message as _;
 
-use crate::model::{Health as ModelHealth, InvalidServiceName};
+use crate::model::{Health as ModelHealth, InvalidServiceName, Placement};
 
 #[allow(missing_docs, unused_qualifications, clippy::all)]
 mod generated {
@@ -13,7 +13,7 @@ mod generated {
 }
 
 /// Version of the stream's protocol.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// Limits on size. A sender keeps them, a receiver refuses what is beyond.
 pub mod limits {
@@ -23,6 +23,10 @@ pub mod limits {
     pub const MESSAGE_TARGET_BYTES: usize = 256 * 1024;
     /// Largest message that a receiver accepts, in bytes.
     pub const MESSAGE_BYTES: usize = 1024 * 1024;
+    /// A service's policy, in bytes.
+    pub const POLICY_BYTES: usize = 64 * 1024;
+    /// All routes together, in bytes: they go out in one message.
+    pub const ROUTES_BYTES: usize = 768 * 1024;
     /// Parts of one service.
     pub const PARTS: u32 = 16_384;
 }
@@ -104,5 +108,15 @@ pub(crate) fn parse_health(value: i32) -> Result<ModelHealth, WireError> {
         Ok(Health::Critical) => Ok(ModelHealth::Critical),
         Ok(Health::Draining) => Ok(ModelHealth::Draining),
         Err(_) => Err(WireError::UnknownEnum { field: "health", value }),
+    }
+}
+
+/// What lies beyond what can be means the nearest that can: a newer agent must not cost a filter the node.
+pub(crate) fn placement(node: &Node) -> Placement {
+    Placement {
+        weight: node.placed_weight,
+        priority: u8::try_from(node.priority).unwrap_or(u8::MAX),
+        warmup: node.warmup.map_or(Placement::WARM, |warmup| warmup.min(Placement::WARM.into()) as u16),
+        subsets: node.subsets,
     }
 }

@@ -4,12 +4,14 @@
 use std::{
     collections::BTreeMap,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
 };
 
+use bytes::Bytes;
 use proptest::prelude::*;
 use prost::Message;
 use waypost_catalog::{
-    Catalog, Health, Node, Protocol, Replica, ServiceName,
+    Catalog, Change, Health, Node, Placement, Protocol, Replica, Routes, ServiceName,
     replica::{Applied, ReplicaNode},
     sender,
     wire::{self, Delta, ServerMessage, WireError, limits, server_message::Kind},
@@ -54,12 +56,14 @@ fn deliver(replica: &mut Replica, messages: impl IntoIterator<Item = ServerMessa
 
 fn assert_same(replica: &Replica, catalog: &Catalog) {
     assert_eq!(replica.hash(), catalog.hash());
+    assert_eq!(replica.routes(), &**catalog.routes());
     assert_eq!(replica.services().len(), catalog.services().len());
     for (name, service) in catalog.services() {
         let mut expected: Vec<_> =
-            service.nodes().map(|node| (node.address.to_string(), node.weight, node.health)).collect();
+            service.nodes().map(|node| (node.address.to_string(), node.effective_weight(), node.health)).collect();
         expected.sort();
         let held = replica.services().get(name.as_str()).unwrap();
+        assert_eq!(held.policy(), service.policy());
         let held: Vec<_> =
             held.nodes().iter().map(|node| (node.address.to_string(), node.weight, node.health)).collect();
         assert_eq!(held, expected);
@@ -82,7 +86,7 @@ fn a_full_catalog_arrives_whole_and_a_delta_changes_one_node() {
     assert_eq!(delta.services.len(), 1);
     assert_eq!((delta.services[0].upsert.len(), delta.services[0].remove.len()), (1, 0));
     let applied = deliver(&mut replica, messages).unwrap();
-    assert_eq!(applied, Applied::Changed { version: second.version(), services: vec!["web".into()] });
+    assert_eq!(applied, Applied::Changed { version: second.version(), services: vec!["web".into()], routes: false });
     assert_same(&replica, &second);
 }
 
@@ -102,6 +106,114 @@ fn a_large_service_arrives_in_parts_and_is_swapped_in_whole() {
     let mut fresh = Replica::default();
     deliver(&mut fresh, sender::full(&second)).unwrap();
     assert_same(&fresh, &second);
+}
+
+fn with_policy(catalog: &Catalog, service: &str, nodes: Vec<Node>, policy: &'static str) -> Catalog {
+    let change = Change { service: name(service), nodes, policy: Bytes::from_static(policy.as_bytes()) };
+    catalog.changed([change], None).0.unwrap()
+}
+
+fn with_routes(catalog: &Catalog, routes: &[(&str, &'static str)]) -> Catalog {
+    let routes = routes.iter().map(|(id, json)| ((*id).to_owned(), Bytes::from_static(json.as_bytes())));
+    catalog.changed(Vec::<Change<Node>>::new(), Some(Arc::new(Routes::new(routes).unwrap()))).0.unwrap()
+}
+
+#[test]
+fn a_policy_arrives_and_goes_with_the_nodes_that_it_is_for() {
+    let first = changed(&Catalog::default(), vec![("web", nodes(3)), ("api", nodes(1))]);
+    let mut replica = Replica::default();
+    deliver(&mut replica, sender::full(&first)).unwrap();
+    let mut placed = nodes(3);
+    placed[1].placement = Placement { weight: Some(7), priority: 2, warmup: 250, subsets: 0b101 };
+    placed[1].zone = "eu-1".into();
+    let second = with_policy(&first, "web", placed, r#"{"strategy":"random"}"#);
+    let messages = sender::delta(&first, &second);
+    assert_eq!(messages.len(), 1, "nodes and policy change in one step");
+    let applied = deliver(&mut replica, messages).unwrap();
+    assert_eq!(applied, Applied::Changed { version: second.version(), services: vec!["web".into()], routes: false });
+    assert_same(&replica, &second);
+    let web = &replica.services()["web"];
+    assert_eq!(&web.policy()[..], br#"{"strategy":"random"}"#);
+    let node = &web.nodes()[1];
+    assert_eq!((node.weight, node.priority, node.warmup, node.subsets, &*node.zone), (7, 2, 250, 0b101, "eu-1"));
+    // Nodes alone change: the policy stays and is not sent again.
+    let third = changed(&second, vec![("web", nodes(4))]);
+    let messages = sender::delta(&second, &third);
+    let Some(Kind::Delta(delta)) = &messages[0].kind else { panic!("{messages:?}") };
+    assert_eq!(delta.services[0].policy, None);
+    deliver(&mut replica, messages).unwrap();
+    assert!(!replica.services()["web"].policy().is_empty());
+    // And another one, which came by the full catalog, ends with a delta.
+    let mut fresh = Replica::default();
+    deliver(&mut fresh, sender::full(&third)).unwrap();
+    let fourth = with_policy(&third, "web", nodes(4), "");
+    for replica in [&mut replica, &mut fresh] {
+        deliver(replica, sender::delta(&third, &fourth)).unwrap();
+        assert!(replica.services()["web"].policy().is_empty());
+        assert_same(replica, &fourth);
+    }
+}
+
+#[test]
+fn a_large_service_in_parts_brings_its_policy() {
+    let first = with_policy(&Catalog::default(), "web", nodes(20_000), "{}");
+    let mut replica = Replica::default();
+    deliver(&mut replica, sender::full(&first)).unwrap();
+    assert_eq!(&replica.services()["web"].policy()[..], b"{}");
+    assert_same(&replica, &first);
+}
+
+#[test]
+fn routes_arrive_change_and_go() {
+    let first = with_routes(&changed(&Catalog::default(), vec![("web", nodes(3))]), &[("a", "1"), ("b", "2")]);
+    let mut replica = Replica::default();
+    let applied = deliver(&mut replica, sender::full(&first)).unwrap();
+    assert_eq!(applied, Applied::Changed { version: first.version(), services: vec!["web".into()], routes: true });
+    assert_same(&replica, &first);
+    let second = with_routes(&first, &[("b", "2"), ("c", "3")]);
+    let applied = deliver(&mut replica, sender::delta(&first, &second)).unwrap();
+    assert_eq!(applied, Applied::Changed { version: second.version(), services: vec![], routes: true });
+    assert_same(&replica, &second);
+    let third = with_routes(&second, &[]);
+    deliver(&mut replica, sender::delta(&second, &third)).unwrap();
+    assert_same(&replica, &third);
+    // A full catalog without any ends them too.
+    deliver(&mut replica, sender::full(&second)).unwrap();
+    assert_same(&replica, &second);
+    deliver(&mut replica, sender::full(&third)).unwrap();
+    assert_same(&replica, &third);
+}
+
+#[test]
+fn routes_that_do_not_match_their_hash_change_nothing() {
+    let first = with_routes(&changed(&Catalog::default(), vec![("web", nodes(1))]), &[("a", "1")]);
+    let second = with_routes(&first, &[("a", "2")]);
+    let mut replica = Replica::default();
+    deliver(&mut replica, sender::full(&first)).unwrap();
+    let mut messages = sender::delta(&first, &second);
+    let Some(Kind::Routes(routes)) = &mut messages[0].kind else { panic!("{messages:?}") };
+    routes.routes[0].document = Bytes::from_static(b"3");
+    assert_eq!(deliver(&mut replica, messages), Err(WireError::HashMismatch { what: "routes".into() }));
+    assert_same(&replica, &first);
+}
+
+#[test]
+fn more_routes_than_fit_a_message_are_refused() {
+    let large = (0..100).map(|id| (id.to_string(), Bytes::from(vec![b'x'; 10_000])));
+    let error = Routes::new(large).unwrap_err();
+    assert_eq!((error.routes, error.bytes > limits::ROUTES_BYTES), (100, true));
+}
+
+#[test]
+fn a_stored_catalog_keeps_policies_and_routes() {
+    let catalog = with_routes(&with_policy(&Catalog::default(), "web", nodes(2), "{}"), &[("a", "1")]);
+    let stored = wire::StoredCatalog::decode(&*catalog.to_stored().encode_to_vec()).unwrap();
+    let back = Catalog::from_stored(stored.clone()).unwrap();
+    assert_eq!(back.hash(), catalog.hash());
+    assert_eq!((&back.services()["web"].policy()[..], back.routes()), (&b"{}"[..], catalog.routes()));
+    let mut damaged = stored;
+    damaged.services[0].policy = Bytes::from_static(b"[]");
+    assert!(Catalog::from_stored(damaged).is_err());
 }
 
 #[test]
@@ -219,8 +331,10 @@ fn any_node() -> impl Strategy<Value = Node> {
     let health = prop_oneof![Just(Health::Passing), Just(Health::Critical), Just(Health::Draining)];
     let protocol = prop_oneof![Just(Protocol::Http1), Just(Protocol::Http2)];
     let metadata = prop::collection::btree_map("[a-z]{0,3}", ".{0,5}", 0..3);
-    (0u32..40, any::<u32>(), health, protocol, ".{0,8}", prop::collection::vec("[a-z]{1,3}", 0..3), metadata).prop_map(
-        |(index, weight, health, protocol, id, tags, metadata)| Node {
+    let placement = (any::<Option<u32>>(), any::<u8>(), 0u16..=1_000, any::<u64>());
+    let tags = prop::collection::vec("[a-z]{1,3}", 0..3);
+    (0u32..40, any::<u32>(), health, protocol, ".{0,8}", tags, metadata, placement).prop_map(
+        |(index, weight, health, protocol, id, tags, metadata, (placed, priority, warmup, subsets))| Node {
             address: address(index),
             weight,
             health,
@@ -230,12 +344,13 @@ fn any_node() -> impl Strategy<Value = Node> {
             version: String::new(),
             tags,
             metadata,
+            placement: Placement { weight: placed, priority, warmup, subsets },
         },
     )
 }
 
-fn any_change() -> impl Strategy<Value = (String, Vec<Node>)> {
-    ("[ab]", prop::collection::vec(any_node(), 0..25))
+fn any_change() -> impl Strategy<Value = (String, Vec<Node>, String, u8)> {
+    ("[ab]", prop::collection::vec(any_node(), 0..25), "[xy]{0,2}", 0u8..4)
 }
 
 proptest! {
@@ -252,8 +367,11 @@ proptest! {
         let mut current = Catalog::default();
         let mut replica = Replica::default();
         deliver(&mut replica, sender::full(&sent)).unwrap();
-        for ((service, nodes), dice) in changes {
-            current = changed(&current, vec![(&service, nodes)]);
+        for ((service, nodes, policy, routes), dice) in changes {
+            let change = Change { service: name(&service), nodes, policy: policy.into() };
+            let routes = (0..routes).map(|id| (id.to_string(), Bytes::from(vec![dice])));
+            let routes = Arc::new(Routes::new(routes).unwrap());
+            current = current.changed([change], Some(routes)).0.unwrap_or(current);
             match dice {
                 // A slow client skips versions,
                 0..3 => continue,

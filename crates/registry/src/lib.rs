@@ -56,6 +56,7 @@ pub use registrar::{
 };
 pub use resolve::{Addresses, Resolution, Resolver, SystemLookup};
 pub use view::View;
+pub use waypost_balance as balance;
 pub use waypost_balance::Strategy;
 pub use waypost_catalog as catalog;
 

@@ -38,7 +38,7 @@ fn summary(name: &str, service: &Service) -> ServiceSummary {
         passing: of(Health::Passing).count(),
         critical: of(Health::Critical).count(),
         draining: of(Health::Draining).count(),
-        weight: of(Health::Passing).map(|node| u64::from(node.weight)).sum(),
+        weight: of(Health::Passing).map(|node| u64::from(node.effective_weight())).sum(),
     }
 }
 
@@ -107,6 +107,10 @@ pub(super) async fn pick(
 ) -> Result<Json<Pick>, Fault> {
     let strategy = query.strategy.as_deref().map_or(Ok(Strategy::default()), str::parse);
     let strategy = strategy.map_err(|error: UnknownStrategy| Fault::new(Kind::BadParameters, error.to_string()))?;
+    if let Some(need) = strategy.needs() {
+        let says = format!("{strategy} needs {need}, which nobody tells here: allowed are {}", Strategy::plain_names());
+        return Err(Fault::new(Kind::BadParameters, says));
+    }
     let catalog = api.catalog()?;
     let picked = {
         let mut pickers = api.inner.pickers.lock().unwrap_or_else(PoisonError::into_inner);

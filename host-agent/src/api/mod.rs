@@ -13,6 +13,7 @@ pub(crate) mod filter;
 mod holdings;
 mod locks;
 mod maintenance;
+mod outcomes;
 mod picker;
 pub mod problem;
 mod registrations;

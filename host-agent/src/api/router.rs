@@ -12,7 +12,7 @@ use utoipa::{OpenApi, openapi};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
-    Api, catalog, elections, events, locks, maintenance,
+    Api, catalog, elections, events, locks, maintenance, outcomes,
     problem::{Fault, Kind},
     registrations, status, values,
 };
@@ -44,6 +44,7 @@ fn operations() -> OpenApiRouter<Api> {
         .routes(routes!(catalog::service_nodes))
         .routes(routes!(catalog::nodes))
         .routes(routes!(catalog::pick))
+        .routes(routes!(outcomes::outcomes))
         .routes(routes!(events::catalog_events))
         .routes(routes!(registrations::list))
         .routes(routes!(registrations::get, registrations::put, registrations::patch, registrations::delete))

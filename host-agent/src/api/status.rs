@@ -1,12 +1,15 @@
 //! How the agent is.
 
 use axum::{Json, extract::State};
+use waypost_catalog::ServiceName;
 
 use super::{
     Api,
-    types::{CatalogStatus, EtcdStatus, Status, StreamStatus, WatchStatus},
+    types::{
+        CatalogStatus, ComponentStatus, EtcdStatus, RefusedDocument, RulesStatus, Status, StreamStatus, WatchStatus,
+    },
 };
-use crate::published::Staleness as _;
+use crate::{published::Staleness as _, rules::Refusal, weighing::ComponentState};
 
 /// How the agent is, and what it knows of etcd.
 #[utoipa::path(get, path = "/v1/status", tag = "agent", responses((status = OK, body = Status)))]
@@ -24,6 +27,12 @@ pub(super) async fn status(State(api): State<Api>) -> Json<Status> {
         stale_seconds: sources.mirrors.stale_for().as_secs_f64(),
     };
     let catalog = sources.catalog.borrow().clone();
+    let refused = figures
+        .rules
+        .refused
+        .iter()
+        .cloned()
+        .map(|Refusal { key, revision, problems, last_good }| RefusedDocument { key, revision, problems, last_good });
     Json(Status {
         node: identity.node.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -48,5 +57,24 @@ pub(super) async fn status(State(api): State<Api>) -> Json<Status> {
         maintenance: listing.host.clone().map(Into::into),
         registrations: listing.services.len(),
         streams: StreamStatus { filters: streams.streams, envoys: streams.xds_streams },
+        rules: RulesStatus {
+            policies: figures.rules.policies,
+            routes: figures.rules.routes,
+            refused: refused.collect(),
+            components: sources.components.states().into_iter().map(component).collect(),
+        },
     })
+}
+
+fn component((service, state): (ServiceName, ComponentState)) -> ComponentStatus {
+    ComponentStatus {
+        service: service.to_string(),
+        component: state.component,
+        problem: state.problem,
+        answers: state.answers,
+        failures: state.failures,
+        last_good_seconds: state.last_good.map(|at| at.elapsed().as_secs_f64()),
+        took_ms: state.took.as_secs_f64() * 1e3,
+        memory_bytes: state.memory,
+    }
 }

@@ -20,6 +20,9 @@ pub(super) struct Bootstrap {
     /// host's own]
     #[arg(long = "service", value_name = "NAME", value_parser = service_name)]
     services: Vec<ServiceName>,
+    /// Routes come from etcd, and every service is reached by its name as host: Envoy need not be told of new ones
+    #[arg(long, conflicts_with = "services")]
+    dynamic: bool,
     /// Where Envoy listens for requests
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:10000")]
     listen: SocketAddr,
@@ -42,7 +45,7 @@ impl Bootstrap {
     pub(super) fn render(self) -> anyhow::Result<String> {
         let config = self.config.as_deref().map(load).transpose()?;
         let mut services = self.services;
-        if let Some(config) = config.as_ref().filter(|_| services.is_empty()) {
+        if let Some(config) = config.as_ref().filter(|_| services.is_empty() && !self.dynamic) {
             // Patterns name no service, and are no service's name.
             services.extend(config.xds.services.iter().filter_map(|name| ServiceName::new(name).ok()));
             services.extend(config.services.iter().map(|service| service.name.clone()));
@@ -60,6 +63,7 @@ impl Bootstrap {
             listen: self.listen,
             admin: self.admin,
             services,
+            dynamic: self.dynamic,
             mode: self.mode,
             plugin_path: self.plugin,
         };

@@ -1,8 +1,10 @@
-//! `waypost nodes`: nodes, with their share of new requests.
+//! `waypost nodes`: nodes, with their share of new requests, and what became of those.
+
+use std::collections::HashMap;
 
 use clap::Args;
 use serde::Serialize;
-use waypost_catalog::{Catalog, Node, ServiceName};
+use waypost_catalog::{self as catalog, Catalog, Node, ServiceName};
 
 use super::{
     exit::Exit,
@@ -58,11 +60,15 @@ struct Row<'a> {
     share: f64,
     #[serde(flatten)]
     node: types::Node,
+    /// What became of its requests, where an agent is asked whose filters have reported any.
+    outcomes: Option<types::NodeOutcomes>,
 }
 
 impl Nodes {
     pub(super) async fn run(self) -> anyhow::Result<()> {
-        let catalog = self.source.source()?.catalog(self.service.as_ref()).await?;
+        let source = self.source.source()?;
+        let catalog = source.catalog(self.service.as_ref()).await?;
+        let outcomes = source.outcomes(self.service.as_ref()).await?;
         if let Some(name) = self.service.as_ref().filter(|name| !catalog.services().contains_key(*name)) {
             return Err(Exit::not_there(format!(
                 "no node of service {name} is known; waypost services lists the others"
@@ -71,7 +77,7 @@ impl Nodes {
         let Conditions { tag, zone, version } = self.conditions;
         let filter =
             Filter::from(NodeQuery { healthy: self.healthy.then_some(true), tag, zone, version, service: None });
-        let rows = rows(&catalog, &filter);
+        let rows = rows(&catalog, &filter, outcomes.unwrap_or(types::Outcomes { services: Vec::new() }));
         if self.json {
             output::print_json(&Document { nodes: rows })?;
         } else {
@@ -82,13 +88,25 @@ impl Nodes {
 }
 
 /// The nodes that are asked for. A share is one of all of the service's nodes, also of those that are not shown.
-fn rows<'a>(catalog: &'a Catalog, filter: &Filter) -> Vec<Row<'a>> {
+fn rows<'a>(catalog: &'a Catalog, filter: &Filter, outcomes: types::Outcomes) -> Vec<Row<'a>> {
+    let mut outcomes: HashMap<(String, String), _> = outcomes
+        .services
+        .into_iter()
+        .flat_map(|types::ServiceOutcomes { service, nodes, .. }| {
+            nodes.into_iter().map(move |node| ((service.clone(), node.address.clone()), node))
+        })
+        .collect();
     let mut rows = Vec::new();
     for (name, service) in catalog.services() {
-        let total: u64 = service.nodes().filter(|node| node.is_pickable()).map(|node| u64::from(node.weight)).sum();
-        let share = |node: &Node| if node.is_pickable() { f64::from(node.weight) / total as f64 } else { 0.0 };
+        let total: u64 =
+            service.nodes().filter(|node| node.is_pickable()).map(|node| u64::from(node.effective_weight())).sum();
+        let share =
+            |node: &Node| if node.is_pickable() { f64::from(node.effective_weight()) / total as f64 } else { 0.0 };
         let taken = service.nodes().filter(|node| filter.takes(node));
-        rows.extend(taken.map(|node| Row { service: name, share: share(node), node: node.into() }));
+        rows.extend(taken.map(|node| {
+            let outcomes = outcomes.remove(&(name.to_string(), node.address.to_string()));
+            Row { service: name, share: share(node), node: node.into(), outcomes }
+        }));
     }
     rows
 }
@@ -103,6 +121,33 @@ pub(super) fn health(health: types::Health) -> Cell {
     Cell::toned(health.as_str(), tone)
 }
 
+/// The weight that counts, and from what it comes where that is something else.
+fn weight(node: &types::Node) -> String {
+    let own = match node.placement.weight {
+        Some(placed) => format!("{placed} ({})", node.weight),
+        None => node.weight.to_string(),
+    };
+    match node.placement.warmup {
+        catalog::Placement::WARM => own,
+        warmup => format!("{own} at {}", text::percent(f64::from(warmup) / 1e3)),
+    }
+}
+
+/// Rate, share of errors and latency.
+fn requests_of(outcomes: Option<&types::NodeOutcomes>) -> [Cell; 3] {
+    let Some(outcomes) = outcomes else { return ["", "", ""].map(Cell::from) };
+    let errors = match outcomes.error_share {
+        Some(share) => Cell::toned(text::percent(share), if share > 0.0 { Tone::Bad } else { Tone::Plain }),
+        None => "".into(),
+    };
+    let p99 = outcomes.p99_ms.map_or_else(String::new, |millis| match millis {
+        ..10.0 => format!("{millis:.1} ms"),
+        ..1e4 => format!("{millis:.0} ms"),
+        _ => format!("{:.1} s", millis / 1e3),
+    });
+    [format!("{:.1}/s", outcomes.rate).into(), errors, p99.into()]
+}
+
 fn render(rows: &[Row<'_>], paint: Paint) -> String {
     if rows.is_empty() {
         return "no nodes\n".to_owned();
@@ -113,21 +158,33 @@ fn render(rows: &[Row<'_>], paint: Paint) -> String {
         ("HEALTH", Align::Left),
         ("WEIGHT", Align::Right),
         ("SHARE", Align::Right),
+        ("RATE", Align::Right),
+        ("ERRORS", Align::Right),
+        ("P99", Align::Right),
         ("ZONE", Align::Left),
         ("VERSION", Align::Left),
         ("TAGS", Align::Left),
         ("ID", Align::Left),
     ]);
+    // Nobody has told anything of requests where etcd is asked, or no Envoy runs.
+    if rows.iter().all(|row| row.outcomes.is_none()) {
+        table.hide(5..8);
+    }
     let mut last = "";
-    for Row { service, share, node } in rows {
+    for Row { service, share, node, outcomes } in rows {
         let name = if *service == last { "" } else { service };
         last = service;
+        let ejected = outcomes.as_ref().is_some_and(|outcomes| outcomes.ejected_by > 0);
+        let [rate, errors, p99] = requests_of(outcomes.as_ref());
         table.row([
             name.into(),
             node.address.to_string().into(),
-            health(node.health),
-            node.weight.to_string().into(),
+            if ejected { Cell::toned("ejected", Tone::Bad) } else { health(node.health) },
+            weight(node).into(),
             Cell::toned(text::percent(*share), if *share > 0.0 { Tone::Plain } else { Tone::Faint }),
+            rate,
+            errors,
+            p99,
             (&node.zone).into(),
             (&node.version).into(),
             node.tags.join(",").into(),
@@ -142,6 +199,10 @@ mod tests {
     use waypost_catalog::Health;
 
     use super::*;
+
+    fn nothing() -> types::Outcomes {
+        types::Outcomes { services: Vec::new() }
+    }
 
     fn catalog() -> Catalog {
         let node = |port, weight, health| Node {
@@ -169,15 +230,47 @@ web      10.0.0.1:80    passing        1  25.0 %  eu-1  2.1      canary,x  10.0.
          10.0.0.1:8080  passing        3  75.0 %  eu-1                     web-2
          10.0.0.1:8081  draining       9   0.0 %  eu-1                     10.0.0.1:8081
 ";
-        assert_eq!(render(&rows(&catalog(), &Filter::default()), Paint::PLAIN), expected);
+        assert_eq!(render(&rows(&catalog(), &Filter::default(), nothing()), Paint::PLAIN), expected);
         assert_eq!(render(&[], Paint::PLAIN), "no nodes\n");
+    }
+
+    #[test]
+    fn what_filters_report_shows_beside_the_nodes_that_they_report_on() {
+        let node = |address: &str, rate, p99_ms, ejected_by| types::NodeOutcomes {
+            address: address.into(),
+            requests: 600,
+            server_errors: 3,
+            resets: 0,
+            connect_failures: 0,
+            timeouts: 0,
+            cancelled: 0,
+            failed_tries: 0,
+            rate,
+            error_share: Some(0.005),
+            p50_ms: Some(1.0),
+            p99_ms: Some(p99_ms),
+            in_flight: 2,
+            ejected_by,
+        };
+        let nodes = vec![node("10.0.0.1:80", 10.0, 2.34, 0), node("10.0.0.1:8080", 30.04, 250.0, 1)];
+        let web = types::ServiceOutcomes { service: "web".into(), panic_picks: 0, nodes };
+        let expected = "\
+SERVICE  ADDRESS        HEALTH    WEIGHT   SHARE    RATE  ERRORS     P99  ZONE  VERSION  TAGS      ID
+db       10.0.0.1:5432  critical       1   0.0 %                          eu-1                     10.0.0.1:5432
+web      10.0.0.1:80    passing        1  25.0 %  10.0/s   0.5 %  2.3 ms  eu-1  2.1      canary,x  10.0.0.1:80
+         10.0.0.1:8080  ejected        3  75.0 %  30.0/s   0.5 %  250 ms  eu-1                     web-2
+         10.0.0.1:8081  draining       9   0.0 %                          eu-1                     10.0.0.1:8081
+";
+        let catalog = catalog();
+        let rows = rows(&catalog, &Filter::default(), types::Outcomes { services: vec![web] });
+        assert_eq!(render(&rows, Paint::PLAIN), expected);
     }
 
     #[test]
     fn a_share_counts_the_nodes_that_are_not_shown() {
         let filter = Filter::from(NodeQuery { tag: Some("canary".into()), ..NodeQuery::default() });
         let catalog = catalog();
-        let shown = serde_json::to_value(Document { nodes: rows(&catalog, &filter) }).unwrap();
+        let shown = serde_json::to_value(Document { nodes: rows(&catalog, &filter, nothing()) }).unwrap();
         let node = &shown["nodes"][0];
         assert_eq!((shown["nodes"].as_array().unwrap().len(), &node["share"]), (1, &0.25.into()));
         assert_eq!((&node["service"], &node["address"]), (&"web".into(), &"10.0.0.1:80".into()));

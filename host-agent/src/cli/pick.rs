@@ -1,7 +1,7 @@
 //! `waypost pick`: one healthy node of a service.
 
 use clap::Args;
-use waypost_balance::{CHOICES, Picker, Strategy};
+use waypost_balance::{CHOICES, Picker, Strategy, UnknownStrategy};
 use waypost_catalog::{Catalog, Node, ServiceName};
 
 use super::{
@@ -25,7 +25,7 @@ pub(super) struct Pick {
     #[arg(value_name = "SERVICE", value_parser = values::service_name)]
     service: ServiceName,
     /// How to choose: random, weighted-random, round-robin or weighted-round-robin
-    #[arg(long, value_name = "STRATEGY", default_value_t)]
+    #[arg(long, value_name = "STRATEGY", default_value_t, value_parser = plain)]
     strategy: Strategy,
     #[command(flatten)]
     conditions: Conditions,
@@ -57,6 +57,18 @@ impl Pick {
             output::print(&format!("{}\n", picked.node.address))?
         };
         Ok(())
+    }
+}
+
+/// A strategy that a single pick can follow.
+fn plain(name: &str) -> Result<Strategy, String> {
+    let strategy: Strategy = name.parse().map_err(|error: UnknownStrategy| error.to_string())?;
+    match strategy.needs() {
+        None => Ok(strategy),
+        Some(need) => {
+            let names = Strategy::plain_names();
+            Err(format!("{strategy} needs {need}, which a single pick does not tell: allowed are {names}"))
+        }
     }
 }
 
@@ -93,6 +105,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_strategy_that_a_single_pick_cannot_follow_is_refused_with_the_reason() {
+        assert_eq!(plain("random"), Ok(Strategy::Random));
+        assert!(plain("best").unwrap_err().contains("is no strategy"));
+        for strategy in Strategy::ALL.into_iter().filter(|strategy| !Strategy::PLAIN.contains(strategy)) {
+            let error = plain(strategy.as_str()).unwrap_err();
+            assert!(error.starts_with(&format!("{strategy} needs")) && error.contains("round-robin"), "{error}");
+        }
+    }
+
+    #[test]
     fn only_healthy_nodes_are_picked_and_each_once() {
         let web = ServiceName::new("web").unwrap();
         let node = |port| Node::at(([10, 0, 0, 1], port).into());
@@ -101,7 +123,7 @@ mod tests {
         nodes.push(Node { weight: 0, ..node(6) });
         let catalog = Catalog::default().updated([(web.clone(), nodes)]).0.unwrap();
         let filter = Filter::from(PickQuery::default());
-        for strategy in Strategy::ALL {
+        for strategy in Strategy::PLAIN {
             let mut random = fastrand::Rng::with_seed(7);
             let picked = choose(&catalog, &web, strategy, &filter, || random.u64(..)).unwrap();
             assert_eq!((picked.service.as_str(), picked.strategy), ("web", strategy.to_string()));

@@ -180,6 +180,19 @@ impl Source {
     }
 }
 
+impl Source {
+    /// What became of requests, if it is an agent that is asked: etcd knows nothing of them.
+    pub(super) async fn outcomes(&self, service: Option<&ServiceName>) -> anyhow::Result<Option<types::Outcomes>> {
+        match self {
+            Self::Etcd(_) => Ok(None),
+            Self::Agent(client) => {
+                let path = Path::of(&["outcomes"]).with("service", service.map(ServiceName::as_str));
+                client.get(&path).await.map(Some).map_err(told)
+            }
+        }
+    }
+}
+
 /// The nodes that an agent told of. What it serves fits a catalog.
 fn catalog(answer: types::AllNodes) -> Catalog {
     let mut services = BTreeMap::<ServiceName, Vec<Node>>::new();

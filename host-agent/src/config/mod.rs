@@ -41,6 +41,8 @@ pub const DEFAULT_SOCKET: &str = "/run/waypost/agent.sock";
 pub struct Config {
     /// Name of this host.
     pub node: String,
+    /// Failure domain of this host, for zone aware policies and for its services that name none; empty if unknown.
+    pub zone: String,
     /// Where the catalog's disk copy and the lease ids are kept.
     pub state_dir: PathBuf,
     /// How long a leaving service is shown as draining before it is deregistered.
@@ -57,6 +59,8 @@ pub struct Config {
     pub xds: Xds,
     /// The guard against mass loss.
     pub guard: Guard,
+    /// Strategy components.
+    pub strategies: StrategiesConfig,
     /// The mirrored prefixes, at least one.
     pub watches: Vec<Watch>,
     /// This host's services.
@@ -129,6 +133,17 @@ pub struct Guard {
     pub window: Duration,
     /// Services that are not guarded.
     pub exempt: Vec<ServiceName>,
+}
+
+/// Where strategy components are, and what they may use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StrategiesConfig {
+    /// Where components with names are, as `NAME.wasm`.
+    pub directory: PathBuf,
+    /// For one answer.
+    pub deadline: Duration,
+    /// Bytes of memory of an instance.
+    pub memory: usize,
 }
 
 /// A mirrored prefix.

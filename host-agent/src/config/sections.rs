@@ -6,7 +6,7 @@ use waypost_catalog::Protocol;
 use waypost_registry::format::Format;
 
 use super::{
-    Auth, Config, DEFAULT_SOCKET, Etcd, Guard, Password, Watch, Xds,
+    Auth, Config, DEFAULT_SOCKET, Etcd, Guard, Password, StrategiesConfig, Watch, Xds,
     reader::Section,
     service,
     values::{self, MS, SECOND},
@@ -20,6 +20,7 @@ pub(super) const DEFAULT_ROOT: &str = "/waypost/services/";
 /// The document. `None` only if something was noted as wrong; a `Some` may still come with notes.
 pub(super) fn config(root: &Section<'_>, host_name: &str) -> Option<Config> {
     let node = root.get("node", values::segment).or_else(|| default_node(root, host_name));
+    let zone = root.get("zone", values::text).unwrap_or_default();
     let state_dir = root.get("state_dir", values::path).unwrap_or_else(|| "/var/lib/waypost".into());
     let drain = root.get("drain", values::duration(Duration::ZERO..=10 * MINUTE)).unwrap_or(5 * SECOND);
     let etcd = match root.section("etcd") {
@@ -37,10 +38,28 @@ pub(super) fn config(root: &Section<'_>, host_name: &str) -> Option<Config> {
     let xds =
         root.section("xds").map(xds).unwrap_or_else(|| Xds { services: vec!["*".into()], connect_timeout: SECOND });
     let guard = root.section("guard").map(guard).unwrap_or_default();
+    let strategies = root.section("strategies").map(strategies).unwrap_or_default();
     let watches = watches(root);
-    let services = service::services(root, node.as_deref().unwrap_or("node"));
+    let mut services = service::services(root, node.as_deref().unwrap_or("node"));
+    for service in services.iter_mut().filter(|service| service.zone.is_empty()) {
+        service.zone.clone_from(&zone);
+    }
     root.finish();
-    Some(Config { node: node?, state_dir, drain, etcd: etcd?, socket, admin, api, xds, guard, watches, services })
+    Some(Config {
+        node: node?,
+        zone,
+        state_dir,
+        drain,
+        etcd: etcd?,
+        socket,
+        admin,
+        api,
+        xds,
+        guard,
+        strategies,
+        watches,
+        services,
+    })
 }
 
 fn default_node(root: &Section<'_>, host_name: &str) -> Option<String> {
@@ -139,6 +158,24 @@ fn guard(section: Section<'_>) -> Guard {
     };
     section.finish();
     guard
+}
+
+impl Default for StrategiesConfig {
+    fn default() -> Self {
+        Self { directory: "/etc/waypost/strategies".into(), deadline: 100 * MS, memory: 64 << 20 }
+    }
+}
+
+fn strategies(section: Section<'_>) -> StrategiesConfig {
+    let default = StrategiesConfig::default();
+    let memory = section.get("memory_mib", values::integer(1..=4096_usize)).map(|mib| mib << 20);
+    let strategies = StrategiesConfig {
+        directory: section.get("directory", values::path).unwrap_or(default.directory),
+        deadline: section.get("deadline", values::duration(MS..=MINUTE)).unwrap_or(default.deadline),
+        memory: memory.unwrap_or(default.memory),
+    };
+    section.finish();
+    strategies
 }
 
 fn watches(root: &Section<'_>) -> Vec<Watch> {

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
-use waypost_catalog::{Health, Node, Protocol, ServiceName};
+use waypost_catalog::{Health, Node, Placement, Protocol, ServiceName};
 use waypost_registry::{
     address::AddressSource,
     format::{EncodeError, Format, Timestamps},
@@ -64,6 +64,7 @@ impl Service {
             version: self.version.clone(),
             tags: self.tags.clone(),
             metadata: self.metadata.clone(),
+            placement: Placement::default(),
         }
     }
 }

@@ -45,7 +45,11 @@ fn disk(nodes: &[(&str, &str)]) -> Catalog {
 fn effective(watches: &[&str], disk: Option<Catalog>) -> (Effective, Instant) {
     let now = Instant::now();
     let watches = watches.iter().map(|prefix| watch(prefix)).collect();
-    (Effective::new(watches, config::Guard::default(), disk, now), now)
+    let mut effective = Effective::new(watches, config::Guard::default(), String::new(), disk, now);
+    for kind in RuleKind::ALL {
+        effective.apply_rules(kind, &synced(&[]));
+    }
+    (effective, now)
 }
 
 fn off() -> config::Guard {

@@ -22,6 +22,10 @@ const ORIGINAL_DST: &str = include_str!("../../../envoy/pieces/original-dst.yaml
 /// Its name.
 const ORIGINAL_DST_CLUSTER: &str = "waypost_original_dst";
 
+/// Where routes come from etcd: the header that says which cluster a request leads to, and who reads it.
+const DYNAMIC_HEADER: &str = include_str!("../../../envoy/pieces/dynamic-header.yaml");
+const DYNAMIC_CLUSTER: &str = include_str!("../../../envoy/pieces/dynamic-cluster.yaml");
+
 /// How the filter's choice reaches Envoy's router.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 #[value(rename_all = "snake_case")]
@@ -48,6 +52,8 @@ pub struct BootstrapOptions {
     pub admin: SocketAddr,
     /// Services that it routes to, by their names as host.
     pub services: Vec<ServiceName>,
+    /// Routes come from etcd instead, and every service is reached by its name as host.
+    pub dynamic: bool,
     /// How the filter's choice reaches Envoy's router.
     pub mode: Mode,
     /// The filter.
@@ -58,8 +64,11 @@ pub struct BootstrapOptions {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RenderError {
     /// No service is named.
-    #[error("no service to route to: name one at least")]
+    #[error("no service to route to: name one at least, or have routes come from etcd (--dynamic)")]
     NoService,
+    /// Services are named where they come from etcd.
+    #[error("services are named, and routes are to come from etcd: either or")]
+    NamedAndDynamic,
     /// Two services that one host name stands for.
     #[error(
         "service {0}: another one has the same name but for upper and lower case, and hosts do not tell them apart"
@@ -94,9 +103,11 @@ pub fn render(options: &BootstrapOptions) -> Result<String, RenderError> {
         Mode::OverrideHost => (vec![Values::new()], vec![]),
         Mode::OriginalDst => (vec![], vec![Values::new()]),
     };
-    let plugin_configuration = match options.mode {
-        Mode::OverrideHost => json!({"mode": "override_host"}),
-        Mode::OriginalDst => json!({"mode": "original_dst", "service": {"from": "host"}}),
+    let plugin_configuration = match (options.mode, options.dynamic) {
+        (Mode::OverrideHost, false) => json!({"mode": "override_host"}),
+        (Mode::OriginalDst, false) => json!({"mode": "original_dst", "service": {"from": "host"}}),
+        (Mode::OverrideHost, true) => json!({"mode": "override_host", "service": {"from": "routes"}}),
+        (Mode::OriginalDst, true) => json!({"mode": "original_dst", "service": {"from": "routes"}}),
     };
     let values = Values::from([
         ("socket", json!(path("the socket", &options.socket)?)),
@@ -120,23 +131,39 @@ pub fn render(options: &BootstrapOptions) -> Result<String, RenderError> {
             ("cluster", json!(cluster)),
         ])
     });
+    let everything = options.dynamic.then(|| {
+        Values::from([
+            ("service", json!("waypost")),
+            ("domains", json!(["*"])),
+            ("cluster", json!(ORIGINAL_DST_CLUSTER)),
+        ])
+    });
+    let by_header = options.dynamic && options.mode == Mode::OverrideHost;
     let filling = Filling {
         values,
         blocks: [
             ("as_it_stands", vec![]),
             ("override_host", override_host),
             ("original_dst", original_dst),
-            ("services", services.collect()),
+            ("services", services.chain(everything).collect()),
+            ("named", if by_header { vec![] } else { vec![Values::new()] }),
         ]
         .into(),
-        texts: [("original_dst", ORIGINAL_DST)].into(),
+        texts: [
+            ("original_dst", ORIGINAL_DST),
+            ("dynamic_header", if by_header { DYNAMIC_HEADER } else { "" }),
+            ("dynamic_cluster", if by_header { DYNAMIC_CLUSTER } else { "" }),
+        ]
+        .into(),
     };
     Ok(fill(BOOTSTRAP, &filling)?)
 }
 
 fn check_services(options: &BootstrapOptions) -> Result<(), RenderError> {
-    if options.services.is_empty() {
-        return Err(RenderError::NoService);
+    match (options.services.is_empty(), options.dynamic) {
+        (true, false) => return Err(RenderError::NoService),
+        (false, true) => return Err(RenderError::NamedAndDynamic),
+        (true, true) | (false, false) => {}
     }
     let mut hosts = BTreeSet::new();
     for service in &options.services {
@@ -177,6 +204,7 @@ mod tests {
             listen: "[::1]:8000".parse().unwrap(),
             admin: "127.0.0.1:8001".parse().unwrap(),
             services: services.iter().map(|name| ServiceName::new(name).unwrap()).collect(),
+            dynamic: false,
             mode,
             plugin_path: "/opt/plugin.wasm".into(),
         }
@@ -249,6 +277,20 @@ mod tests {
         assert!(!yaml.contains("dynamic_resources") && !yaml.contains("cluster: \"web\""), "{yaml}");
         assert!(yaml.contains("cluster: \"waypost_original_dst\""), "{yaml}");
         assert!(yaml.contains(r#"value: "{\"mode\":\"original_dst\",\"service\":{\"from\":\"host\"}}""#), "{yaml}");
+    }
+
+    #[test]
+    fn with_routes_from_etcd_there_is_one_virtual_host_and_a_header_names_the_cluster() {
+        let dynamic = |mode| render(&BootstrapOptions { dynamic: true, ..options(&[], mode) }).unwrap();
+        let yaml = dynamic(Mode::OverrideHost);
+        assert!(contains(&yaml, DYNAMIC_HEADER) && contains(&yaml, DYNAMIC_CLUSTER), "{yaml}");
+        let lines = content(&yaml).join("\n");
+        assert!(lines.contains(r#"domains: ["*"]"#) && !lines.contains(" cluster: \"waypost_"), "{yaml}");
+        assert!(lines.contains(r#"{\"mode\":\"override_host\",\"service\":{\"from\":\"routes\"}}"#), "{yaml}");
+        let yaml = content(&dynamic(Mode::OriginalDst)).join("\n");
+        assert!(yaml.contains("cluster: \"waypost_original_dst\"") && !yaml.contains("x-waypost-cluster"), "{yaml}");
+        let both = BootstrapOptions { dynamic: true, ..options(&["web"], Mode::OverrideHost) };
+        assert_eq!(render(&both).unwrap_err(), RenderError::NamedAndDynamic);
     }
 
     #[test]

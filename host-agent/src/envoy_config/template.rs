@@ -64,7 +64,10 @@ fn write(
             let (block, rest) =
                 length.and_then(|at| lines.split_at_checked(at)).ok_or(failed("no end of the block"))?;
             for values in filling.blocks.get(name).ok_or(failed("an unknown block"))? {
-                write(block, filling, values, filled)?;
+                // A block in a block: what holds around it holds in it.
+                let mut around = inner.clone();
+                around.extend(values.iter().map(|(name, value)| (*name, value.clone())));
+                write(block, filling, &around, filled)?;
             }
             lines = rest.get(1..).unwrap_or_default();
         } else if let Some(name) = content.strip_prefix("#< ") {

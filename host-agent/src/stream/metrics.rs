@@ -8,7 +8,7 @@ use std::sync::{
 use waypost_catalog::wire::server_message::Kind;
 
 /// Names of the messages to filters, in the order in which they are counted.
-const KINDS: [&str; 6] = ["begin", "part", "end", "delta", "heartbeat", "in_sync"];
+const KINDS: [&str; 7] = ["begin", "part", "end", "delta", "heartbeat", "in_sync", "routes"];
 
 /// Counters of both services, shared by all their streams.
 #[derive(Debug, Default)]
@@ -67,6 +67,7 @@ impl StreamMetrics {
             Kind::Delta(_) => 3,
             Kind::Heartbeat(_) => 4,
             Kind::InSync(_) => 5,
+            Kind::Routes(_) => 6,
         };
         self.messages[index].fetch_add(1, Relaxed);
     }

@@ -18,6 +18,7 @@ use super::{
     socket::BoundSocket,
 };
 use crate::{
+    outcomes::Outcomes,
     proto::catalog_service_server::{CatalogService, CatalogServiceServer},
     published::{CatalogReceiver, Staleness},
     xds::{self, XdsOptions, selection::Selection},
@@ -31,8 +32,8 @@ const KEEPALIVE: Duration = Duration::from_secs(10);
 const STREAM_WINDOW: u32 = 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 
-/// A filter sends a greeting, acknowledgements, and a reason why it wants everything again.
-const FILTER_MESSAGE_BYTES: usize = 64 * 1024;
+/// A filter sends a greeting, acknowledgements, a reason why it wants everything again, and what became of requests.
+const FILTER_MESSAGE_BYTES: usize = 256 * 1024;
 
 /// How long a connection may take to end once the agent stops.
 const STOP_LIMIT: Duration = Duration::from_secs(2);
@@ -64,6 +65,7 @@ pub async fn run(
     staleness: Arc<dyn Staleness>,
     options: ServerOptions,
     metrics: Arc<StreamMetrics>,
+    outcomes: Arc<Outcomes>,
     shutdown: CancellationToken,
 ) -> Result<(), ServerError> {
     info!(socket = %socket.path().display(), "serving filters and Envoys");
@@ -82,6 +84,7 @@ pub async fn run(
         selection,
         coordinator: Arc::clone(&coordinator),
         metrics: Arc::clone(&metrics),
+        outcomes,
         tasks: tasks.clone(),
         stop: stop.clone(),
     };
@@ -136,6 +139,7 @@ struct Filters {
     selection: Arc<Selection>,
     coordinator: Arc<Coordinator>,
     metrics: Arc<StreamMetrics>,
+    outcomes: Arc<Outcomes>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -155,6 +159,7 @@ impl CatalogService for Filters {
             participant: self.coordinator.join(Side::Filters),
             progress: self.coordinator.progress(),
             metrics: Arc::clone(&self.metrics),
+            outcomes: Arc::clone(&self.outcomes),
         };
         let open = self.metrics.stream_opened();
         let stop = self.stop.clone();

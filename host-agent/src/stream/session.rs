@@ -11,7 +11,7 @@ use tracing::{debug, info};
 use waypost_catalog::{
     Catalog, sender,
     wire::{
-        self, ClientMessage, Heartbeat, Hello, InSync, ServerMessage, client_message::Kind as FromClient,
+        self, ClientMessage, Heartbeat, Hello, InSync, Report, ServerMessage, client_message::Kind as FromClient,
         server_message::Kind,
     },
 };
@@ -22,6 +22,7 @@ use super::{
     outbox::{Outbox, StreamEnd},
 };
 use crate::{
+    outcomes::{Outcomes, Reporter},
     published::{CatalogReceiver, Staleness},
     xds::selection::Selection,
 };
@@ -42,6 +43,7 @@ pub(super) struct Session {
     pub(super) participant: Participant,
     pub(super) progress: watch::Receiver<Progress>,
     pub(super) metrics: Arc<StreamMetrics>,
+    pub(super) outcomes: Arc<Outcomes>,
 }
 
 /// A version that is held back until the clusters have its new nodes.
@@ -54,6 +56,8 @@ impl Session {
     /// Serves the filter until either side ends the stream. May be dropped at any point.
     pub(super) async fn serve(&mut self) -> Result<(), StreamEnd> {
         let Some(hello) = self.hello().await? else { return Ok(()) };
+        let outcomes = Arc::clone(&self.outcomes);
+        let reporter = outcomes.reporter();
         let mut sent: Option<Arc<Catalog>> = None;
         let mut held: Option<Held> = None;
         let mut heartbeat = heartbeat();
@@ -76,6 +80,7 @@ impl Session {
                             sent = self.send_full().await?;
                         }
                     }
+                    Some(Some(FromClient::Report(report))) => self.report(&reporter, &report),
                     Some(Some(FromClient::Hello(_))) => {
                         return Err(Status::invalid_argument("Hello may come once, at the beginning").into());
                     }
@@ -138,6 +143,15 @@ impl Session {
         }
         debug!(client = hello.client, "a filter's stream is open");
         Ok(Some(hello))
+    }
+
+    fn report(&self, reporter: &Reporter<'_>, report: &Report) {
+        let catalog = self.catalog.borrow().clone();
+        let is_served = |service: &str, address: &str| {
+            let service = catalog.as_ref().and_then(|catalog| catalog.services().get(service));
+            address.parse().is_ok_and(|address| service.is_some_and(|service| service.entries().contains_key(&address)))
+        };
+        reporter.take_in(report, is_served, Instant::now().into_std());
     }
 
     fn current(&mut self) -> Option<Arc<Catalog>> {

@@ -3,7 +3,10 @@
 //! No message holds a map of more than one entry: the same content then always gives the same bytes, and their hash is
 //! the resource's version, which an Envoy may bring back after a restart of the agent.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
 
 use envoy_types::pb::{
     envoy::{
@@ -48,11 +51,14 @@ use envoy_types::pb::{
     google::protobuf::{self, Any, UInt32Value, value::Kind},
 };
 use prost::{Message, Name};
-use waypost_catalog::{Health, Node, Protocol};
+use waypost_catalog::{Health, Node, Placement, Protocol};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// The header in which the filter names its candidates.
 pub const CANDIDATES_HEADER: &str = "x-waypost-candidates";
+
+/// Header in which the filter names the cluster that a request leads to, where routes come from etcd.
+pub const CLUSTER_HEADER: &str = "x-waypost-cluster";
 
 /// Connections, waiting requests and requests in flight that Envoy allows to a cluster. By itself it allows 1,024 of
 /// each and refuses the next with 503; that is no place to limit load that nobody asked to be limited.
@@ -151,8 +157,8 @@ pub fn cluster(service: &str, protocol: Protocol, connect_timeout: Duration) -> 
 
 /// The endpoints of a service: its nodes, and those that are gone but not yet forgotten by the filters.
 ///
-/// All are in one locality, whatever their zone: with several, Envoy would first share requests among the localities
-/// and then among the nodes of each, and the shares would no longer be the nodes' weights. The zone goes into the
+/// All of one priority are in one locality, whatever their zone: with several, Envoy would first share requests among the
+/// localities and then among the nodes of each, and the shares would no longer be the nodes' weights. The zone goes into the
 /// endpoint's metadata, where access logs and subset policies find it.
 pub fn endpoints<'a>(
     service: &str,
@@ -162,20 +168,34 @@ pub fn endpoints<'a>(
     let nodes = nodes.into_iter().map(|node| (node, health(node)));
     let leaving = leaving.into_iter().map(|node| (node, HealthStatus::Draining));
     let all: Vec<_> = nodes.chain(leaving).collect();
-    let weights = fitting(all.iter().map(|(node, _)| node.weight).collect());
-    let lb_endpoints = all.iter().zip(weights).map(|((node, health), weight)| LbEndpoint {
-        health_status: *health as i32,
-        load_balancing_weight: number(weight),
-        metadata: zone(node),
-        host_identifier: Some(HostIdentifier::Endpoint(Endpoint {
-            address: Some(address(node)),
-            ..Endpoint::default()
-        })),
+    // While one of them starts slowly, all are in thousandths, so that its share can be a part of the smallest weight.
+    let warming = all.iter().any(|(node, _)| node.placement.warmup < Placement::WARM);
+    let weight = |node: &Node| match u64::from(node.effective_weight()) {
+        weight if warming => weight * u64::from(node.placement.warmup),
+        weight => weight,
+    };
+    let weights = fitting(all.iter().map(|(node, _)| weight(node)).collect());
+    let mut levels = BTreeMap::<u8, Vec<LbEndpoint>>::new();
+    for ((node, health), weight) in all.iter().zip(weights) {
+        levels.entry(node.placement.priority).or_default().push(LbEndpoint {
+            health_status: *health as i32,
+            load_balancing_weight: number(weight),
+            metadata: zone(node),
+            host_identifier: Some(HostIdentifier::Endpoint(Endpoint {
+                address: Some(address(node)),
+                ..Endpoint::default()
+            })),
+        });
+    }
+    // Envoy wants them numbered without a gap.
+    let endpoints = (0..).zip(levels.into_values()).map(|(priority, lb_endpoints)| LocalityLbEndpoints {
+        lb_endpoints,
+        priority,
+        ..LocalityLbEndpoints::default()
     });
-    let locality = LocalityLbEndpoints { lb_endpoints: lb_endpoints.collect(), ..LocalityLbEndpoints::default() };
     Resource::new(&ClusterLoadAssignment {
         cluster_name: service.to_owned(),
-        endpoints: vec![locality],
+        endpoints: endpoints.collect(),
         ..ClusterLoadAssignment::default()
     })
 }
@@ -185,24 +205,22 @@ fn health(node: &Node) -> HealthStatus {
         Health::Critical => HealthStatus::Unhealthy,
         Health::Draining => HealthStatus::Draining,
         // Envoy takes no weight of 0, and none means the same as draining: nothing new, what runs may end.
-        Health::Passing if node.weight == 0 => HealthStatus::Draining,
+        Health::Passing if node.effective_weight() == 0 => HealthStatus::Draining,
         Health::Passing => HealthStatus::Healthy,
     }
 }
 
 /// Weights as Envoy takes them: at least 1 each, and no more than `u32::MAX` together.
-fn fitting(mut weights: Vec<u32>) -> Vec<u32> {
-    let sum: u64 = weights.iter().map(|weight| u64::from(*weight).max(1)).sum();
-    let most = u64::from(u32::MAX);
+fn fitting(weights: Vec<u64>) -> Vec<u32> {
+    let sum: u128 = weights.iter().map(|weight| u128::from(*weight).max(1)).sum();
+    let most = u32::MAX;
     // What rounding up to 1 can add.
-    let room = u128::from(most.saturating_sub(weights.len() as u64));
-    for weight in &mut weights {
-        if sum > most {
-            *weight = (u128::from(*weight) * room / u128::from(sum)).try_into().unwrap_or(u32::MAX);
-        }
-        *weight = (*weight).max(1);
-    }
-    weights
+    let room = u128::from(most).saturating_sub(weights.len() as u128);
+    let fit = |weight: u64| {
+        let weight = if sum > most.into() { u128::from(weight) * room / sum } else { weight.into() };
+        u32::try_from(weight).unwrap_or(most).max(1)
+    };
+    weights.into_iter().map(fit).collect()
 }
 
 fn zone(node: &Node) -> Option<Metadata> {
@@ -240,8 +258,9 @@ fn policy<T: Message + Name>(name: &str, config: &T) -> LoadBalancingPolicy {
 
 /// Filters that run once the node is chosen: the candidates are the filter's business, and no node's.
 fn upstream_filters() -> Vec<HttpFilter> {
-    let remove = Mutation { action: Some(Action::Remove(CANDIDATES_HEADER.to_owned())) };
-    let mutations = Mutations { request_mutations: vec![remove], ..Mutations::default() };
+    let remove = |header: &str| Mutation { action: Some(Action::Remove(header.to_owned())) };
+    let removed = [CANDIDATES_HEADER, CLUSTER_HEADER].map(remove);
+    let mutations = Mutations { request_mutations: removed.into(), ..Mutations::default() };
     let strip = HeaderMutation { mutations: Some(mutations), ..HeaderMutation::default() };
     vec![
         filter("envoy.filters.http.header_mutation", &strip),
@@ -300,14 +319,38 @@ mod tests {
 
     #[test]
     fn weights_keep_their_proportions_where_their_sum_is_too_large_for_envoy() {
-        assert_eq!(fitting(vec![1, 0, u32::MAX - 2]), [1, 1, u32::MAX - 2]);
-        for weights in [vec![u32::MAX; 2], vec![u32::MAX, 0, 0], vec![u32::MAX; 10_000], vec![u32::MAX, u32::MAX / 2]] {
+        const MAX: u64 = u32::MAX as u64;
+        assert_eq!(fitting(vec![1, 0, MAX - 2]), [1, 1, u32::MAX - 2]);
+        for weights in [vec![MAX; 2], vec![MAX, 0, 0], vec![MAX * 1_000; 10_000], vec![MAX, MAX / 2]] {
             let fitted = fitting(weights.clone());
             assert!(fitted.iter().map(|weight| u64::from(*weight)).sum::<u64>() <= u64::from(u32::MAX));
             assert!(fitted.iter().all(|weight| *weight >= 1));
         }
-        let fitted = fitting(vec![u32::MAX, u32::MAX / 2]);
+        let fitted = fitting(vec![MAX, MAX / 2]);
         assert!((f64::from(fitted[0]) / f64::from(fitted[1]) - 2.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_node_that_starts_slowly_gets_its_part_and_a_component_s_weight_counts() {
+        let mut starting = node(1, 2, Health::Passing);
+        starting.placement.warmup = 100;
+        let mut placed = node(2, 9, Health::Passing);
+        placed.placement.weight = Some(1);
+        let seen = decoded(&endpoints("web", &[starting, placed], &[]));
+        let weights = seen.iter().map(|endpoint| endpoint.load_balancing_weight.unwrap().value);
+        assert_eq!(weights.collect::<Vec<_>>(), [200, 1_000]);
+    }
+
+    #[test]
+    fn priorities_are_numbered_without_a_gap() {
+        let at = |n, priority| {
+            let placement = Placement { priority, ..Placement::default() };
+            Node { placement, ..node(n, 1, Health::Passing) }
+        };
+        let resource = endpoints("web", &[at(1, 7), at(2, 3), at(3, 7)], &[]);
+        let assignment = ClusterLoadAssignment::decode(&*resource.body.value).unwrap();
+        let levels = assignment.endpoints.iter().map(|level| (level.priority, level.lb_endpoints.len()));
+        assert_eq!(levels.collect::<Vec<_>>(), [(0, 1), (1, 2)]);
     }
 
     #[test]

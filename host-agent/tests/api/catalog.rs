@@ -80,6 +80,7 @@ async fn what_cannot_be_answered_is_a_problem_that_says_why() {
         ("/v1/services/users/pick", 404, "unknown-service"),
         ("/v1/services/web/pick?zone=c", 503, "no-healthy-node"),
         ("/v1/services/web/pick?strategy=best", 400, "bad-parameters"),
+        ("/v1/services/web/pick?strategy=least-request", 400, "bad-parameters"),
         ("/v1/services/web/nodes?healthy=maybe", 400, "bad-parameters"),
         ("/v1/services/web/nodes?zome=a", 400, "bad-parameters"),
         ("/v1/nothing", 404, "unknown-path"),

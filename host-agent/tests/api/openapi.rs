@@ -135,6 +135,7 @@ async fn every_operation_answers_as_the_document_says() {
     until("web again", async || (world.socket.get("/v1/services/web/pick").await.status == 200).then_some(())).await;
     api.call("get", "/v1/services/web/pick?strategy=random", None, 200).await;
     api.call("get", "/v1/nodes", None, 200).await;
+    api.call("get", "/v1/outcomes", None, 200).await;
     api.event("/v1/events", true).await;
 
     let (lock, election) = ("/v1/locks/jobs%2Fnightly", "/v1/elections/scheduler");

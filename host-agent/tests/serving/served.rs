@@ -63,6 +63,7 @@ impl Served {
             Arc::clone(&age) as Arc<dyn Staleness>,
             ServerOptions { xds, api: axum::Router::new() },
             Arc::clone(&metrics),
+            Arc::default(),
             stop.clone(),
         ));
         Self { metrics, age, catalog, stop, running, socket: path, _directory: directory }

@@ -81,6 +81,43 @@ pub struct Node {
     pub tags: Vec<String>,
     /// Free data by name.
     pub metadata: BTreeMap<String, String>,
+    /// What the service's policy makes of it; missing if nothing.
+    #[serde(default, skip_serializing_if = "Placement::is_plain")]
+    pub placement: Placement,
+}
+
+/// What the policy of a service makes of one of its nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default)]
+pub struct Placement {
+    /// What a strategy component has given it in place of its own weight.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weight: Option<u32>,
+    /// Its level: others get requests only when those of lower levels cannot take them all.
+    pub priority: u8,
+    /// How much of its weight counts while it starts slowly, in thousandths.
+    pub warmup: u16,
+    /// Bit i: it belongs to the i-th of the policy's subsets, in the order of their names.
+    pub subsets: u64,
+}
+
+impl Placement {
+    fn is_plain(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl Default for Placement {
+    fn default() -> Self {
+        model::Placement::default().into()
+    }
+}
+
+impl From<model::Placement> for Placement {
+    fn from(placement: model::Placement) -> Self {
+        let model::Placement { weight, priority, warmup, subsets } = placement;
+        Self { weight, priority, warmup, subsets }
+    }
 }
 
 impl From<&model::Node> for Node {
@@ -95,13 +132,16 @@ impl From<&model::Node> for Node {
             version: node.version.clone(),
             tags: node.tags.clone(),
             metadata: node.metadata.clone(),
+            placement: node.placement.into(),
         }
     }
 }
 
 impl From<Node> for model::Node {
     fn from(node: Node) -> Self {
-        let Node { address, weight, health, protocol, id, zone, version, tags, metadata } = node;
+        let Node { address, weight, health, protocol, id, zone, version, tags, metadata, placement } = node;
+        let Placement { weight: placed, priority, warmup, subsets } = placement;
+        let placement = model::Placement { weight: placed, priority, warmup, subsets };
         let health = match health {
             Health::Passing => model::Health::Passing,
             Health::Critical => model::Health::Critical,
@@ -111,7 +151,7 @@ impl From<Node> for model::Node {
             Protocol::Http1 => model::Protocol::Http1,
             Protocol::Http2 => model::Protocol::Http2,
         };
-        Self { address, weight, health, protocol, id, zone, version, tags, metadata }
+        Self { address, weight, health, protocol, id, zone, version, tags, metadata, placement }
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod catalog;
 mod locks;
+mod outcomes;
 mod problem;
 mod registrations;
 mod status;
@@ -17,17 +18,20 @@ use utoipa::ToSchema;
 pub use self::{
     catalog::{
         AllNodes, CatalogEvent, EventQuery, Health, Node, NodeAdded, NodeChanged, NodeQuery, NodeRemoved, Pick,
-        PickQuery, Protocol, Resynchronised, ServiceNode, ServiceNodes, ServiceSummary, Services,
+        PickQuery, Placement, Protocol, Resynchronised, ServiceNode, ServiceNodes, ServiceSummary, Services,
     },
     locks::{
         Campaign, ElectionStatus, Leader, Leadership, LockHeld, LockHolder, LockRequest, LockStatus, Proclamation,
     },
+    outcomes::{NodeOutcomes, Outcomes, OutcomesQuery, ServiceOutcomes},
     problem::{FieldError, Problem},
     registrations::{
         CheckDefinition, CheckReport, DeregisterQuery, Heartbeat, Maintenance, MaintenanceRequest, Registration,
         RegistrationState, ServiceDefinition, Source,
     },
-    status::{CatalogStatus, EtcdStatus, Status, StreamStatus, WatchStatus},
+    status::{
+        CatalogStatus, ComponentStatus, EtcdStatus, RefusedDocument, RulesStatus, Status, StreamStatus, WatchStatus,
+    },
     values::{Value, ValueEvent, ValueRemoved, Values, ValuesQuery},
 };
 

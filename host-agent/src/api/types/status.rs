@@ -27,6 +27,58 @@ pub struct Status {
     pub registrations: usize,
     /// Who is served.
     pub streams: StreamStatus,
+    /// Policies and routes.
+    pub rules: RulesStatus,
+}
+
+/// Policies and routes, in figures.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct RulesStatus {
+    /// Policies in use.
+    pub policies: usize,
+    /// Routes in use.
+    pub routes: usize,
+    /// Documents in etcd that are not used.
+    pub refused: Vec<RefusedDocument>,
+    /// Strategy components at work, by service.
+    pub components: Vec<ComponentStatus>,
+}
+
+/// A strategy component at work for a service.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ComponentStatus {
+    /// The service.
+    #[schema(example = "web")]
+    pub service: String,
+    /// The component, as the policy names it.
+    #[schema(example = "capacity")]
+    pub component: String,
+    /// Why it does not work now; null if its last answer was good.
+    pub problem: Option<String>,
+    /// Good answers so far.
+    pub answers: u64,
+    /// Failures so far.
+    pub failures: u64,
+    /// How long ago it gave its last good answer.
+    pub last_good_seconds: Option<f64>,
+    /// How long its last good answer took, in milliseconds.
+    pub took_ms: f64,
+    /// Memory that its instance holds, in bytes.
+    pub memory_bytes: usize,
+}
+
+/// A document in etcd that is not used.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RefusedDocument {
+    /// Its key.
+    #[schema(example = "/waypost/policies/web")]
+    pub key: String,
+    /// The revision that wrote it.
+    pub revision: i64,
+    /// All that is wrong with it, each with its place.
+    pub problems: Vec<String>,
+    /// Whether an earlier document of the key goes on being used.
+    pub last_good: bool,
 }
 
 /// What the agent knows of etcd.

@@ -1,5 +1,7 @@
 //! Aligned tables: every column as wide as its widest cell, as a terminal counts it.
 
+use std::ops::Range;
+
 use unicode_width::UnicodeWidthStr as _;
 
 use super::{Paint, Tone, text::printable};
@@ -38,23 +40,29 @@ impl<T: AsRef<str>> From<T> for Cell {
 pub(in crate::cli) struct Table<const N: usize> {
     align: [Align; N],
     rows: Vec<[Cell; N]>,
+    hidden: Range<usize>,
 }
 
 impl<const N: usize> Table<N> {
     /// A table without a heading.
     pub(in crate::cli) fn new(align: [Align; N]) -> Self {
-        Self { align, rows: Vec::new() }
+        Self { align, rows: Vec::new(), hidden: 0..0 }
     }
 
     /// A table with a heading.
     pub(in crate::cli) fn headed(columns: [(&str, Align); N]) -> Self {
         let heading = columns.map(|(name, _)| Cell::toned(name, Tone::Faint));
-        Self { align: columns.map(|(_, align)| align), rows: vec![heading] }
+        Self { align: columns.map(|(_, align)| align), rows: vec![heading], hidden: 0..0 }
     }
 
     /// One more row.
     pub(in crate::cli) fn row(&mut self, cells: [Cell; N]) {
         self.rows.push(cells);
+    }
+
+    /// These columns, numbered from 0, have nothing to say.
+    pub(in crate::cli) fn hide(&mut self, columns: Range<usize>) {
+        self.hidden = columns;
     }
 
     /// All rows, as lines.
@@ -70,7 +78,8 @@ impl<const N: usize> Table<N> {
             let mut line = String::new();
             // Blanks are owed until something follows them, so that no line ends in them.
             let mut owed = 0;
-            for ((cell, width), align) in row.iter().zip(widths).zip(self.align) {
+            let columns = row.iter().zip(widths).zip(self.align).enumerate();
+            for (_, ((cell, width), align)) in columns.filter(|(column, _)| !self.hidden.contains(column)) {
                 let rest = width.saturating_sub(cell.text.width());
                 let (before, after) = if align == Align::Right { (rest, 0) } else { (0, rest) };
                 owed += before;
@@ -103,6 +112,14 @@ orders     12
 db          3  blue, eu
 ";
         assert_eq!(table.render(Paint::PLAIN), expected);
+    }
+
+    #[test]
+    fn hidden_columns_take_no_place() {
+        let mut table = Table::headed([("A", Align::Left), ("B", Align::Right), ("C", Align::Left)]);
+        table.row(["1".into(), "".into(), "3".into()]);
+        table.hide(1..2);
+        assert_eq!(table.render(Paint::PLAIN), "A  C\n1  3\n");
     }
 
     #[test]

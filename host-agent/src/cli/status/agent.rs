@@ -58,6 +58,20 @@ fn findings(agent: &Status, registrations: &[Registration], services: &[ServiceS
         let cause = watch.cause.as_deref().unwrap_or("not in step yet");
         findings.push(Finding::problem(format!("etcd: {} is not followed for {stale}: {cause}", watch.prefix)));
     }
+    for document in &agent.rules.refused {
+        let instead = if document.last_good { "the one before it stays in use" } else { "it is not used" };
+        let problems = document.problems.join("; ");
+        findings.push(Finding::problem(format!("{} is refused, {instead}: {problems}", document.key)));
+    }
+    for component in &agent.rules.components {
+        let Some(problem) = &component.problem else { continue };
+        let instead = match component.last_good_seconds {
+            Some(_) => "its last good answer stands",
+            None => "plain weights are used",
+        };
+        let (name, service) = (&component.component, &component.service);
+        findings.push(Finding::problem(format!("component {name} of {service} fails, {instead}: {problem}")));
+    }
     if let Some(maintenance) = &agent.maintenance {
         let text = format!("this host is in maintenance since {}: {}", maintenance.since, maintenance.reason);
         findings.push(Finding::notice(text));
@@ -106,6 +120,11 @@ fn render(agent: &Status, registrations: &[Registration], findings: &[Finding], 
     facts.row(["serves".into(), catalog]);
     let envoys = format!("{}, {}", count(number(streams.envoys), "Envoy"), count(number(streams.filters), "filter"));
     facts.row(["to".into(), envoys.into()]);
+    let (policies, routes) = (agent.rules.policies, agent.rules.routes);
+    if policies + routes > 0 {
+        let policies = if policies == 1 { "1 policy".to_owned() } else { format!("{policies} policies") };
+        facts.row(["by".into(), format!("{policies}, {}", count(routes, "route")).into()]);
+    }
 
     let left = |name| (name, Align::Left);
     let mut watches = Table::headed([
@@ -161,7 +180,10 @@ fn of_this_host(registrations: &[Registration]) -> Table<6> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::types::{CatalogStatus, CheckReport, EtcdStatus, Maintenance, Source, StreamStatus, WatchStatus};
+    use crate::api::types::{
+        CatalogStatus, CheckReport, EtcdStatus, Maintenance, RefusedDocument, RulesStatus, Source, StreamStatus,
+        WatchStatus,
+    };
 
     fn agent() -> Status {
         Status {
@@ -186,6 +208,7 @@ mod tests {
             maintenance: None,
             registrations: 1,
             streams: StreamStatus { filters: 3, envoys: 1 },
+            rules: RulesStatus { policies: 1, routes: 2, refused: Vec::new(), components: Vec::new() },
         }
     }
 
@@ -218,6 +241,7 @@ etcd    in step, revision 1234
         http://10.0.0.1:2379
 serves  1 service, 3 nodes
 to      1 Envoy, 3 filters
+by      1 policy, 2 routes
 
 WATCH               FORMAT   STATE    REVISION  KEYS
 /waypost/services/  waypost  in step      1234     3
@@ -233,6 +257,12 @@ web        host-a-8080  10.0.0.5:8080  passing  registered  passes, took 3 ms
         let mut agent = agent();
         agent.watches[0] = WatchStatus { synced: false, cause: Some("cut off".into()), ..agent.watches[0].clone() };
         agent.etcd.stale_seconds = 72.0;
+        agent.rules.refused.push(RefusedDocument {
+            key: "/waypost/policies/web".into(),
+            revision: 9,
+            problems: vec!["strategy: no".into(), "sticky: no".into()],
+            last_good: true,
+        });
         let failing = CheckReport { passing: false, output: "503".into(), at: String::new(), took_ms: 1 };
         let upkeep = Maintenance { reason: "new disks".into(), since: "2026-03-01T12:30:00Z".into() };
         let registrations = [
@@ -246,6 +276,7 @@ web        host-a-8080  10.0.0.5:8080  passing  registered  passes, took 3 ms
         };
         let expected = [
             "etcd: /waypost/services/ is not followed for 1 min 12 s: cut off",
+            "/waypost/policies/web is refused, the one before it stays in use: strategy: no; sticky: no",
             "web/host-a-8080 is in maintenance since 2026-03-01T12:30:00Z: new disks",
             "web/host-a-8080 is critical: 503",
             "web/host-a-8080 is not in etcd as intended: no quorum",
@@ -255,7 +286,7 @@ web        host-a-8080  10.0.0.5:8080  passing  registered  passes, took 3 ms
         agent.maintenance = Some(upkeep);
         agent.catalog = None;
         let texts = texts(&agent);
-        assert!(texts[0].contains("no catalog") && texts[2].contains("this host is in maintenance"), "{texts:?}");
+        assert!(texts[0].contains("no catalog") && texts[3].contains("this host is in maintenance"), "{texts:?}");
         assert_eq!(texts.len(), expected.len() + 1, "the host's maintenance is told once: {texts:?}");
     }
 }

@@ -2,6 +2,7 @@
 
 mod new;
 mod pack;
+mod publish;
 mod test;
 
 use std::{fs, path::Path};
@@ -16,15 +17,18 @@ pub(super) enum Strategy {
     New(new::New),
     /// Make a component of a core module, and make sure that it keeps to the contract
     Pack(pack::Pack),
+    /// Put a component into etcd, where every agent finds it by its hash
+    Publish(publish::Publish),
     /// Run a component on nodes of a file, and print what it decides
     Test(test::Test),
 }
 
 impl Strategy {
-    pub(super) fn run(self) -> anyhow::Result<()> {
+    pub(super) async fn run(self) -> anyhow::Result<()> {
         match self {
             Self::New(new) => new.run(),
             Self::Pack(pack) => pack.run(),
+            Self::Publish(publish) => publish.run().await,
             Self::Test(test) => test.run(),
         }
     }

@@ -7,11 +7,14 @@ mod cpu;
 mod etcd_requests;
 mod fleet;
 mod mirror;
+mod native;
 mod propagation;
 mod registry;
 mod request_cost;
 mod scale;
+mod slow_node;
 mod table;
+mod worker_memory;
 
 use anyhow::{Result, bail};
 
@@ -27,7 +30,8 @@ struct Effort {
 }
 
 const FULL: Effort = Effort { rounds: 15, requests: 4_000, changes: 200 };
-const PARTS: [&str; 6] = ["requests", "propagation", "scale", "registry", "fleet", "mirror"];
+const PARTS: [&str; 8] =
+    ["requests", "slow-node", "propagation", "scale", "worker-memory", "registry", "fleet", "mirror"];
 const QUICK: Effort = Effort { rounds: 3, requests: 1_000, changes: 20 };
 
 #[tokio::main]
@@ -45,11 +49,17 @@ async fn main() -> Result<()> {
     if wanted("requests") {
         request_cost::run(effort).await?;
     }
+    if wanted("slow-node") {
+        slow_node::run(effort).await?;
+    }
     if wanted("propagation") {
         propagation::run(effort).await?;
     }
     if wanted("scale") {
         scale::run().await?;
+    }
+    if wanted("worker-memory") {
+        worker_memory::run().await?;
     }
     if wanted("registry") {
         registry::run(effort).await?;

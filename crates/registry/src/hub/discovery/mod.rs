@@ -147,7 +147,8 @@ impl Discovery {
     }
 
     /// One of a service's healthy nodes; `None` if there is none. O(1), and from any number of threads at once: also
-    /// then the shares of [`Strategy::WeightedRoundRobin`] are exact between two changes of the service.
+    /// then the shares of [`Strategy::WeightedRoundRobin`] are exact between two changes of the service. Strategies that
+    /// [need](Strategy::needs) more than weights are served as [`waypost_balance::Picker`] can.
     pub fn pick(&self, service: &str, strategy: Strategy) -> Option<Arc<Node>> {
         self.shared.table.load().get(service)?.load().pick(strategy, fastrand::u64(..))
     }

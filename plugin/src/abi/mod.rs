@@ -1,8 +1,8 @@
 //! The module's edge: the host's functions behind our traits, and the callbacks that Envoy enters.
 //!
-//! There are two ways in. The finished module exports only what `exports.txt` lists: requests come straight to
-//! [`waypost_on_request_headers`], and no context is made for them. The module as the compiler leaves it works too, by
-//! the SDK's table of contexts, at several entries per request. Both end in the same functions.
+//! There are two ways in. The finished module exports only what `exports.txt` or `exports-lean.txt` lists: requests come
+//! straight to [`waypost_on_request_headers`], and no context is made for them. The module as the compiler leaves it
+//! works too, by the SDK's table of contexts, at several entries per request. Both end in the same functions.
 #![allow(unsafe_code)] // Exports, imports, and memory that the host hands over: what an ABI is made of.
 
 use std::{cell::RefCell, time::Duration};
@@ -10,15 +10,24 @@ use std::{cell::RefCell, time::Duration};
 use proxy_wasm::{
     hostcalls,
     traits::{Context, HttpContext, RootContext},
-    types::{Action, BufferType, ContextType, LogLevel, MapType, MetricType, Status},
+    types::{Action, BufferType, ContextType, LogLevel, MetricType},
 };
 use waypost_catalog::wire::limits;
 
 use crate::{
     counters::Counter,
-    filter::{CANDIDATES, Filter},
-    host::{Host, Level, Request, SharedData},
+    filter::{Filter, Verdict},
+    host::{Host, Level, SharedData},
     stream::TICK,
+};
+
+mod host_bytes;
+mod imports;
+mod request;
+
+use self::{
+    host_bytes::HostBytes,
+    request::{HttpEnd, HttpRequest, HttpResponse},
 };
 
 const SERVICE: &str = "waypost.catalog.v1.CatalogService";
@@ -63,7 +72,9 @@ fn configure(root: u32, configuration: &[u8]) -> bool {
         let mut host = Envoy { metrics, root, stream_root };
         let accepted = match filter {
             Some(filter) => filter.join(configuration),
-            None => Filter::start(&mut host, configuration).map(|started| *filter = Some(started)),
+            None => {
+                Filter::start(&mut host, configuration, !cfg!(feature = "lean")).map(|started| *filter = Some(started))
+            }
         };
         if let Err(error) = &accepted {
             host.log(Level::Error, &error.to_string());
@@ -72,18 +83,33 @@ fn configure(root: u32, configuration: &[u8]) -> bool {
     })
 }
 
-fn on_request() {
+fn on_request(context: u32) -> Action {
     #[cfg(feature = "trap-for-test")]
-    if HttpRequest.header("x-waypost-trap").is_some() {
+    if crate::host::Request::header(&mut HttpRequest, "x-waypost-trap").is_some() {
         core::arch::wasm32::unreachable();
     }
-    with_filter(0, |filter, _| filter.on_request(&mut HttpRequest));
+    let mut verdict = Verdict::Continue;
+    with_filter(0, |filter, _| verdict = filter.on_request(&mut HttpRequest, context));
+    match verdict {
+        Verdict::Continue => Action::Continue,
+        Verdict::Answered => Action::Pause,
+    }
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn waypost_on_request_headers(_context: u32, _headers: usize, _end_of_stream: bool) -> u32 {
-    on_request();
+extern "C" fn waypost_on_request_headers(context: u32, _headers: usize, _end_of_stream: bool) -> u32 {
+    on_request(context) as u32
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn waypost_on_response_headers(context: u32, _headers: usize, _end_of_stream: bool) -> u32 {
+    with_filter(0, |filter, _| filter.on_response(&mut HttpResponse, context));
     Action::Continue as u32
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn waypost_on_log(context: u32) {
+    with_filter(0, |filter, _| filter.on_end(&mut HttpEnd, context));
 }
 
 /// Makes up for the announcement of the root context, which in the finished module does not come.
@@ -151,20 +177,30 @@ impl RootContext for Root {
         Some(ContextType::HttpContext)
     }
 
-    fn create_http_context(&self, _context: u32) -> Option<Box<dyn HttpContext>> {
-        Some(Box::new(Http))
+    fn create_http_context(&self, context: u32) -> Option<Box<dyn HttpContext>> {
+        Some(Box::new(Http { context }))
     }
 }
 
 /// A request that came by the SDK.
-struct Http;
+struct Http {
+    context: u32,
+}
 
 impl Context for Http {}
 
 impl HttpContext for Http {
     fn on_http_request_headers(&mut self, _headers: usize, _end_of_stream: bool) -> Action {
-        on_request();
+        on_request(self.context)
+    }
+
+    fn on_http_response_headers(&mut self, _headers: usize, _end_of_stream: bool) -> Action {
+        with_filter(0, |filter, _| filter.on_response(&mut HttpResponse, self.context));
         Action::Continue
+    }
+
+    fn on_log(&mut self) {
+        with_filter(0, |filter, _| filter.on_end(&mut HttpEnd, self.context));
     }
 }
 
@@ -257,113 +293,5 @@ impl Host for Envoy<'_> {
 
     fn cancel_stream(&mut self, stream: u32) {
         let _ = hostcalls::cancel_grpc_stream(stream);
-    }
-}
-
-/// The request whose headers Envoy has just handed over. By the imports themselves: the SDK would build the property's
-/// path anew for each request, and panic on any status it does not expect.
-struct HttpRequest;
-
-impl Request for HttpRequest {
-    fn cluster(&mut self) -> Option<Vec<u8>> {
-        const PATH: &[u8] = b"xds\0cluster_name";
-        let mut value = HostBytes::default();
-        // SAFETY: the path lives as long as the call; see `HostBytes` for what comes back.
-        let status =
-            unsafe { imports::proxy_get_property(PATH.as_ptr(), PATH.len(), &raw mut value.data, &raw mut value.size) };
-        value.take(status)
-    }
-
-    fn header(&mut self, name: &str) -> Option<Vec<u8>> {
-        let mut value = HostBytes::default();
-        // SAFETY: as above.
-        let status = unsafe {
-            let (data, size) = (&raw mut value.data, &raw mut value.size);
-            imports::proxy_get_header_map_value(MapType::HttpRequestHeaders, name.as_ptr(), name.len(), data, size)
-        };
-        value.take(status)
-    }
-
-    fn set_candidates(&mut self, candidates: &str) {
-        // SAFETY: name and value live as long as the call.
-        unsafe {
-            imports::proxy_replace_header_map_value(
-                MapType::HttpRequestHeaders,
-                CANDIDATES.as_ptr(),
-                CANDIDATES.len(),
-                candidates.as_ptr(),
-                candidates.len(),
-            );
-        }
-    }
-
-    fn remove_candidates(&mut self) {
-        // SAFETY: the name lives as long as the call.
-        unsafe {
-            imports::proxy_remove_header_map_value(MapType::HttpRequestHeaders, CANDIDATES.as_ptr(), CANDIDATES.len());
-        }
-    }
-
-    fn set_filter_state(&mut self, arguments: &[u8]) {
-        let _ = hostcalls::call_foreign_function("set_envoy_filter_state", Some(arguments));
-    }
-}
-
-/// What the host returns: it calls our `malloc`, copies, and leaves the block to us.
-struct HostBytes {
-    data: *mut u8,
-    size: usize,
-}
-
-impl Default for HostBytes {
-    fn default() -> Self {
-        Self { data: std::ptr::null_mut(), size: 0 }
-    }
-}
-
-impl HostBytes {
-    fn take(self, status: u32) -> Option<Vec<u8>> {
-        if status != Status::Ok as u32 {
-            None
-        } else if self.data.is_null() {
-            Some(Vec::new())
-        } else {
-            // SAFETY: `malloc`, the SDK's, hands out boxed slices of exactly the size asked for.
-            Some(unsafe { Vec::from_raw_parts(self.data, self.size, self.size) })
-        }
-    }
-}
-
-mod imports {
-    //! Functions of the host that the SDK lacks, or wraps in a way that costs too much for each request, or panics on
-    //! what comes back.
-    use proxy_wasm::types::MapType;
-
-    #[link(wasm_import_module = "env")]
-    unsafe extern "C" {
-        pub fn proxy_get_property(path: *const u8, path_size: usize, value: *mut *mut u8, size: *mut usize) -> u32;
-        pub fn proxy_get_header_map_value(
-            map: MapType,
-            name: *const u8,
-            name_size: usize,
-            value: *mut *mut u8,
-            size: *mut usize,
-        ) -> u32;
-        pub fn proxy_replace_header_map_value(
-            map: MapType,
-            name: *const u8,
-            name_size: usize,
-            value: *const u8,
-            value_size: usize,
-        ) -> u32;
-        pub fn proxy_get_status(code: *mut u32, message: *mut *mut u8, size: *mut usize) -> u32;
-        pub fn proxy_remove_header_map_value(map: MapType, name: *const u8, name_size: usize) -> u32;
-    }
-
-    // Envoy offers these to every module. The SDK knows neither a clock that never goes back nor randomness.
-    #[link(wasm_import_module = "wasi_snapshot_preview1")]
-    unsafe extern "C" {
-        pub fn clock_time_get(clock: u32, precision: u64, nanos: *mut u64) -> u32;
-        pub fn random_get(bytes: *mut u8, size: usize) -> u32;
     }
 }
