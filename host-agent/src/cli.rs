@@ -24,6 +24,8 @@ mod services;
 mod signals;
 mod source;
 mod status;
+#[cfg(feature = "components")]
+mod strategy;
 mod values;
 mod watch;
 
@@ -87,6 +89,10 @@ enum Command {
     /// Run a command while being the leader of an election in etcd; straight at etcd, no agent is needed
     #[command(after_long_help = hold::STATUS_HELP)]
     Elect(hold::Elect),
+    /// Make and try strategies: WebAssembly components that share out a service's requests
+    #[cfg(feature = "components")]
+    #[command(subcommand)]
+    Strategy(strategy::Strategy),
     /// Work with configuration files
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -136,6 +142,8 @@ impl Command {
                 runtime::many_threads()?.block_on(agent::run(&config))?;
                 Ok(ExitCode::SUCCESS)
             }
+            #[cfg(feature = "components")]
+            Self::Strategy(strategy) => done(runtime::block_on(strategy.run())),
             Self::Config(ConfigCommand::Check { file, json }) => config_check::run(&file, json),
             Self::Envoy(EnvoyCommand::Bootstrap(bootstrap)) => done(output::print(&bootstrap.render()?)),
             Self::Completions(completions) => done(completions.run()),

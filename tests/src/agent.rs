@@ -23,6 +23,9 @@ const STOP: Duration = Duration::from_secs(30);
 pub struct AgentConfig {
     /// The host's name.
     pub node: String,
+    /// Failure domain of the host; none: unknown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
     /// How long a node drains.
     pub drain: String,
     /// Endpoints of etcd.
@@ -33,6 +36,9 @@ pub struct AgentConfig {
     /// Mass-loss guard; none: the agent's defaults.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub guard: Option<GuardConfig>,
+    /// Strategy components; none: the agent's defaults.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub strategies: Option<StrategiesConfig>,
     /// Watched prefixes; none: the agent's default.
     #[serde(rename = "watch", skip_serializing_if = "Vec::is_empty")]
     pub watches: Vec<WatchConfig>,
@@ -77,6 +83,17 @@ pub struct GuardConfig {
     pub max_loss: f64,
     /// How long lost nodes are kept.
     pub grace: String,
+}
+
+/// Table `strategies`.
+#[derive(Debug, Clone, Serialize)]
+pub struct StrategiesConfig {
+    /// Where the components are.
+    pub directory: PathBuf,
+    /// For one answer.
+    pub deadline: String,
+    /// MiB of an instance.
+    pub memory_mib: usize,
 }
 
 /// One `[[watch]]`.
@@ -152,10 +169,12 @@ impl AgentConfig {
     pub fn new(node: &str, endpoints: &[String]) -> Self {
         Self {
             node: node.to_owned(),
+            zone: None,
             drain: "1s".to_owned(),
             etcd: EtcdConfig { endpoints: endpoints.to_vec(), ..EtcdConfig::default() },
             xds: None,
             guard: None,
+            strategies: None,
             watches: Vec::new(),
             services: Vec::new(),
         }
@@ -198,6 +217,19 @@ impl AgentConfig {
     pub fn user(mut self, name: &str, password_file: &Path) -> Self {
         self.etcd.username = Some(name.to_owned());
         self.etcd.password_file = Some(password_file.to_owned());
+        self
+    }
+
+    /// Strategy components of this directory, with so many MiB each.
+    pub fn strategies(mut self, directory: &Path, memory_mib: usize) -> Self {
+        self.strategies =
+            Some(StrategiesConfig { directory: directory.to_owned(), deadline: "100ms".to_owned(), memory_mib });
+        self
+    }
+
+    /// Its failure domain.
+    pub fn zone(mut self, zone: &str) -> Self {
+        self.zone = Some(zone.to_owned());
         self
     }
 
@@ -366,6 +398,23 @@ impl Agent {
         let body = body.map(serde_json::to_vec).transpose()?.unwrap_or_default();
         let request = Request::builder().method(method).uri(path).header("content-type", "application/json");
         http::send_unix(&self.socket, request.body(Full::from(body))?).await
+    }
+
+    /// A GET of its local API.
+    pub async fn api(&self, path: &str) -> Result<serde_json::Value> {
+        let reply = self.call(Method::GET, path, None).await?;
+        ensure!(reply.status.is_success(), "{path}: {} {}", reply.status, reply.text());
+        Ok(serde_json::from_slice(&reply.body)?)
+    }
+
+    /// What a command that asks this agent prints.
+    pub async fn cli(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = tokio::process::Command::new(tools::waypost()?);
+        command.args(arguments).env("WAYPOST_AGENT", &self.socket).kill_on_drop(true);
+        let output = command.output().await.with_context(|| format!("cannot run waypost {arguments:?}"))?;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "waypost {arguments:?} failed: {errors}");
+        Ok(String::from_utf8(output.stdout)?)
     }
 
     /// SIGKILL.

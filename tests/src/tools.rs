@@ -46,6 +46,11 @@ pub fn trap_wasm() -> Result<PathBuf> {
     existing(target().join("waypost/waypost_plugin_trap.wasm"))
 }
 
+/// A strategy component that is built with the tests: one of the examples, or the one that fails as it is told.
+pub fn strategy_wasm(name: &str) -> Result<PathBuf> {
+    existing(target().join("waypost/strategies").join(format!("{name}.wasm")))
+}
+
 /// The filter that does nothing.
 pub fn noop_wasm() -> Result<PathBuf> {
     existing(target().join("waypost/noop_filter.wasm"))

@@ -36,8 +36,7 @@ pub fn build(places: &Places, ui: &Ui, scope: Scope, test_binaries: &[&str]) -> 
 }
 
 fn modules(places: &Places, ui: &Ui, scope: Scope) -> Result<()> {
-    let toolchain =
-        WasmToolchain::find()?.context("no compiler for wasm is installed: `cargo xtask setup` brings one")?;
+    let toolchain = WasmToolchain::required()?;
     let target = toolchain.cargo_build(places).1.join(WASM_TARGET).join("wasm");
     let compile = |package: &str, features: &str| -> Result<Vec<u8>> {
         let (mut command, _) = toolchain.cargo_build(places);

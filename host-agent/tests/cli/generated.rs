@@ -25,6 +25,8 @@ fn every_command_is_completed_and_has_its_page() {
         "kv",
         "lock",
         "elect",
+        #[cfg(feature = "components")]
+        "strategy",
         "config",
         "envoy",
         "completions",

@@ -4,4 +4,6 @@ mod agent;
 mod generated;
 mod hold;
 mod straight;
+#[cfg(feature = "components")]
+mod strategy;
 mod support;

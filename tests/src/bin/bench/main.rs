@@ -12,6 +12,7 @@ mod propagation;
 mod registry;
 mod request_cost;
 mod scale;
+mod slow_node;
 mod table;
 
 use anyhow::{Result, bail};
@@ -28,7 +29,7 @@ struct Effort {
 }
 
 const FULL: Effort = Effort { rounds: 15, requests: 4_000, changes: 200 };
-const PARTS: [&str; 6] = ["requests", "propagation", "scale", "registry", "fleet", "mirror"];
+const PARTS: [&str; 7] = ["requests", "slow-node", "propagation", "scale", "registry", "fleet", "mirror"];
 const QUICK: Effort = Effort { rounds: 3, requests: 1_000, changes: 20 };
 
 #[tokio::main]
@@ -45,6 +46,9 @@ async fn main() -> Result<()> {
     let wanted = |part: &str| parts.is_empty() || parts.iter().any(|wanted| wanted == part);
     if wanted("requests") {
         request_cost::run(effort).await?;
+    }
+    if wanted("slow-node") {
+        slow_node::run(effort).await?;
     }
     if wanted("propagation") {
         propagation::run(effort).await?;

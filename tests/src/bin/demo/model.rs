@@ -30,12 +30,18 @@ pub enum State {
 #[derive(Debug, Clone)]
 pub struct Model {
     pub nodes: Vec<Node>,
+    /// Whether a policy says that weights do not count for [`WEB`].
+    pub even: bool,
 }
 
 impl Model {
     /// The shares that the weights of the serving nodes give.
     pub fn expected(&self, service: &str) -> Shares {
-        let weight = |node: &Node| if node.state == State::Serving { node.weight } else { 0 };
+        let weight = |node: &Node| match node.state {
+            State::Serving if self.even && service == WEB => 1,
+            State::Serving => node.weight,
+            State::Down | State::Drained => 0,
+        };
         let nodes = || self.nodes.iter().filter(|node| node.service == service);
         let sum: u32 = nodes().map(weight).sum();
         nodes().map(|node| (node.name.to_owned(), f64::from(weight(node)) / f64::from(sum.max(1)))).collect()
@@ -85,13 +91,15 @@ mod tests {
             weight,
             state: State::Serving,
         };
-        Model { nodes: vec![node("a", 81, 1), node("b", 82, 3)] }
+        Model { nodes: vec![node("a", 81, 1), node("b", 82, 3)], even: false }
     }
 
     #[test]
     fn only_serving_nodes_have_a_share() {
         let mut model = model();
         assert_eq!(model.expected(WEB)["b"], 0.75);
+        model.even = true;
+        assert_eq!(model.expected(WEB)["b"], 0.5);
         model.change("b", |node| node.state = State::Drained);
         assert_eq!(model.expected(WEB), Shares::from([("a".to_owned(), 1.0), ("b".to_owned(), 0.0)]));
     }

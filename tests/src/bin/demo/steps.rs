@@ -32,10 +32,11 @@ pub enum Step {
     Return,
     AgentRestart,
     EtcdDown,
+    Policy,
 }
 
 impl Step {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Steady,
         Self::Weight,
         Self::Kill,
@@ -44,6 +45,7 @@ impl Step {
         Self::Return,
         Self::AgentRestart,
         Self::EtcdDown,
+        Self::Policy,
     ];
 
     /// What happens.
@@ -57,6 +59,7 @@ impl Step {
             Self::Return => "host-b's server and agent are started again",
             Self::AgentRestart => "host-a's agent, which feeds Envoy, is killed (SIGKILL) and restarted",
             Self::EtcdDown => "etcd is killed for 10 s; meanwhile the weight of web-1 goes back to 1",
+            Self::Policy => "A policy in etcd makes web go round robin whatever the weights, and is taken out again",
         }
     }
 
@@ -64,7 +67,7 @@ impl Step {
     fn limit(self) -> Duration {
         Duration::from_secs(match self {
             Self::Steady => 0,
-            Self::Drain => 1,
+            Self::Drain | Self::Policy => 1,
             Self::Weight => 2,
             Self::Kill => 3,
             Self::Recover | Self::Return | Self::AgentRestart | Self::EtcdDown => 5,
@@ -78,6 +81,7 @@ impl Step {
             Self::Steady => format!("shares as the weights say (within {})", points(TOLERANCE)),
             Self::Weight | Self::Recover | Self::Return => format!("the shares follow within {limit} s"),
             Self::Kill => format!("no longer tried after {limit} s"),
+            Self::Policy => format!("the shares follow within {limit} s, both times"),
             Self::Drain => format!("no new request for it after {limit} s"),
             Self::AgentRestart => format!("Envoy's streams back within {limit} s, no registration lost, shares hold"),
             Self::EtcdDown => format!("shares hold; the new weight shows within {limit} s of etcd's start"),
@@ -125,6 +129,7 @@ impl Steps {
             Step::Return => self.bring_back().await?,
             Step::AgentRestart => self.restart_agent().await?,
             Step::EtcdDown => self.stop_etcd().await?,
+            Step::Policy => self.set_policy().await?,
         };
         sleep(AFTERWARDS).await;
         let totals = self.traffic.totals();
@@ -246,6 +251,23 @@ impl Steps {
         let seen = self.takes_effect(&old, back, Step::EtcdDown.limit()).await;
         let text = format!("without etcd worst share off by {}; the new weight {}", points(off), seen.text);
         Ok(Seen { text, met: seen.met && off <= TOLERANCE })
+    }
+
+    async fn set_policy(&self) -> Result<Seen> {
+        let key = format!("/waypost/policies/{WEB}");
+        let mut seen = Vec::new();
+        for even in [true, false] {
+            let old = self.expected();
+            self.model().even = even;
+            let start = self.traffic.now();
+            match even {
+                true => _ = self.world.etcd.put(&key, r#"{"strategy": "round-robin"}"#).await?,
+                false => self.world.etcd.delete(&key).await?,
+            }
+            seen.push(self.takes_effect(&old, start, Step::Policy.limit()).await);
+        }
+        let text = seen.iter().map(|seen| seen.text.as_str()).collect::<Vec<_>>().join("; taken out: ");
+        Ok(Seen { text, met: seen.iter().all(|seen| seen.met) })
     }
 
     /// Waits until `web`'s shares are what the model expects, and tells when they went over from `old`.

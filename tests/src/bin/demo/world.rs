@@ -73,7 +73,7 @@ impl World {
             server.wait_up().await?;
         }
         tell(format!("servers   {} x {}", servers.len(), python.describe()));
-        let model = Model { nodes };
+        let model = Model { nodes, even: false };
 
         let agent_a = Agent::start(scene, &configuration("host-a", HOST_A, &etcd, &model)).await?;
         let agent_b = Agent::start(scene, &configuration("host-b", HOST_B, &etcd, &model)).await?;
