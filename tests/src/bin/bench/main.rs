@@ -14,6 +14,7 @@ mod request_cost;
 mod scale;
 mod slow_node;
 mod table;
+mod worker_memory;
 
 use anyhow::{Result, bail};
 
@@ -29,7 +30,8 @@ struct Effort {
 }
 
 const FULL: Effort = Effort { rounds: 15, requests: 4_000, changes: 200 };
-const PARTS: [&str; 7] = ["requests", "slow-node", "propagation", "scale", "registry", "fleet", "mirror"];
+const PARTS: [&str; 8] =
+    ["requests", "slow-node", "propagation", "scale", "worker-memory", "registry", "fleet", "mirror"];
 const QUICK: Effort = Effort { rounds: 3, requests: 1_000, changes: 20 };
 
 #[tokio::main]
@@ -55,6 +57,9 @@ async fn main() -> Result<()> {
     }
     if wanted("scale") {
         scale::run().await?;
+    }
+    if wanted("worker-memory") {
+        worker_memory::run().await?;
     }
     if wanted("registry") {
         registry::run(effort).await?;
