@@ -87,4 +87,6 @@ pub trait Ended {
     fn tries(&mut self) -> u64;
     /// From the first byte sent to the upstream to the first byte of its answer.
     fn latency(&mut self) -> Option<Duration>;
+    /// The time, by the clock of [`Host::now`].
+    fn now(&mut self) -> Duration;
 }

@@ -127,6 +127,10 @@ impl Running {
         reported: bool,
     ) -> Self {
         if let (Ok(mut ledger), [first, ..]) = (ledger.try_borrow_mut(), choices) {
+            // The first one under way: it is to be told of even if none ends. For as long as any is, it is told anew.
+            if reported && ledger.pool.in_flight(first) == 0 {
+                ledger.report_on(first);
+            }
             ledger.pool.started(first);
         }
         Self { ledger: Rc::clone(ledger), settings: Rc::clone(settings), choices, count, reported, cookie: None }
@@ -136,7 +140,11 @@ impl Running {
     ///
     /// Envoy tries the candidates in turn: at the n-th try the first n - 1 have failed, and the n-th has answered. Once
     /// all have failed, Envoy's own policy chooses a node that is not told.
-    pub fn end(self, ended: &mut impl Ended, now: Duration) {
+    ///
+    /// `tick` is the time of the last tick: exact enough but for ejection, which has to tell a probe from what began
+    /// before it. Most probes are sent and answered before the next tick.
+    pub fn end(self, ended: &mut impl Ended, tick: Duration) {
+        let now = if self.settings.ejection.is_some() { ended.now() } else { tick };
         let Ok(mut ledger) = self.ledger.try_borrow_mut() else { return };
         let [first, ..] = self.choices;
         let tries = usize::try_from(ended.tries()).unwrap_or(usize::MAX);

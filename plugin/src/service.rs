@@ -210,7 +210,8 @@ impl Service {
     /// The cookie that is to lead the client back to the first choice, if the policy wants one and the client has not got
     /// it.
     pub fn cookie(&self, pick: &Pick, wish: &Wish) -> Option<String> {
-        let sticky = self.policy.policy.sticky.as_ref()?;
+        // The lean module sees no answers.
+        let sticky = self.policy.policy.sticky.as_ref().filter(|_| self.outcomes_known)?;
         let [first, ..] = pick.choices;
         let key = self.views.get(first).filter(|_| pick.count > 0)?.key;
         (wish.preferred != Some(key)).then(|| sticky.set_cookie_header(key))
@@ -221,9 +222,9 @@ impl Service {
         self.outcomes_known && (self.policy.policy.outcomes || self.policy.policy.needs_outcomes())
     }
 
-    /// Whether its strategy, and its ejection, hear what they go by.
+    /// Whether its strategy and its ejection hear what they go by, and its cookies reach an answer.
     pub fn hears_what_it_needs(&self) -> bool {
-        self.outcomes_known || !self.policy.policy.needs_outcomes()
+        self.outcomes_known || !(self.policy.policy.needs_outcomes() || self.policy.policy.sticky.is_some())
     }
 
     /// The request is on its way.

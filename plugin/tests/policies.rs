@@ -93,7 +93,8 @@ fn least_request_avoids_the_node_whose_requests_do_not_end() {
 #[test]
 fn the_lean_module_picks_by_weight_instead_and_counts_it() {
     let mut proxy = Proxy::default();
-    let catalog = with_policy(&Catalog::default(), vec![node(1), node(2)], r#"{"strategy":"least-request"}"#);
+    let policy = r#"{"strategy":"least-request","sticky":{"cookie":"node"}}"#;
+    let catalog = with_policy(&Catalog::default(), vec![node(1), node(2)], policy);
     let mut filter = Filter::start(&mut proxy, b"", false).unwrap();
     filter.on_tick(&mut proxy);
     proxy.deliver(&mut filter, 1, sender::full(&catalog));
@@ -278,7 +279,7 @@ fn what_becomes_of_requests_is_reported_once_a_second_and_once() {
         End { status: 504, flags: 1 << 2, latency: None, ..End::ok() },
         End { status: 0, flags: 1 << 14, latency: None, ..End::ok() },
         // Envoy's own answer: no node was tried.
-        End { status: 503, flags: 1 << 1, tries: 0, latency: None },
+        End { status: 503, flags: 1 << 1, tries: 0, latency: None, ..End::ok() },
     ];
     for (context, mut end) in (0..).zip(ends) {
         Get::cluster("web").numbered(&mut filter, context);
@@ -303,6 +304,11 @@ fn what_becomes_of_requests_is_reported_once_a_second_and_once() {
     let sent = proxy.sent.len();
     proxy.tick_for(&mut filter, Duration::from_secs(3));
     assert_eq!(proxy.sent.len(), sent);
+    // Also of a node on which nothing ends.
+    Get::cluster("web").numbered(&mut filter, 100);
+    proxy.tick_for(&mut filter, Duration::from_secs(1));
+    let node = report(&proxy).services[0].nodes[0].clone();
+    assert_eq!((node.requests, node.in_flight), (0, 1));
 }
 
 #[test]
@@ -328,31 +334,37 @@ fn a_node_that_fails_is_ejected_and_comes_back_by_a_probe() {
     let policy = r#"{"ejection":{"consecutive_failures":3,"base_time":"5s","max_share":50}}"#;
     let catalog = with_policy(&Catalog::default(), vec![node(1), node(2)], policy);
     let mut filter = proxy.in_sync("", &catalog);
-    let mut works = false;
-    let send = |filter: &mut Filter, requests: u32, works: bool| {
+    // Answered within the tick in which they were sent.
+    let send = |filter: &mut Filter, proxy: &Proxy, requests: u32, works: bool| {
+        let now = proxy.now + Duration::from_millis(4);
         let mut seen = BTreeSet::new();
         for context in 0..requests {
             let node = first(Get::cluster("web").numbered(filter, context).candidates);
             let status = if node == address(1) && !works { 503 } else { 200 };
-            filter.on_end(&mut End { status, ..End::ok() }, context);
+            filter.on_end(&mut End { status, now, ..End::ok() }, context);
             seen.insert(node);
         }
         seen
     };
-    assert_eq!(send(&mut filter, 20, works).len(), 2);
-    assert_eq!(send(&mut filter, 20, works), BTreeSet::from([address(2)]));
+    assert_eq!(send(&mut filter, &proxy, 20, false).len(), 2);
+    assert_eq!(send(&mut filter, &proxy, 20, false), BTreeSet::from([address(2)]));
     proxy.tick_for(&mut filter, Duration::from_secs(2));
     let told = report(&proxy);
     assert!(told.services[0].nodes.iter().any(|node| node.address == address(1) && node.ejected), "{told:?}");
-    // Its time is up: one request tries it, and fails.
-    proxy.tick_for(&mut filter, Duration::from_secs(4));
-    assert_eq!(send(&mut filter, 20, works).len(), 2);
-    assert_eq!(send(&mut filter, 20, works).len(), 1);
-    // Twice as long, then it works again.
-    works = true;
-    proxy.tick_for(&mut filter, Duration::from_secs(11));
-    assert_eq!(send(&mut filter, 40, works).len(), 2);
-    assert_eq!(send(&mut filter, 40, works).len(), 2);
+    // Its time is up with a tick: the next request tries it, and fails. Twice as long, and then it works again.
+    let until_probed = |proxy: &mut Proxy, filter: &mut Filter, works: bool| {
+        for tenths in 1.. {
+            proxy.tick_for(filter, Duration::from_millis(100));
+            if send(filter, proxy, 2, works).contains(&address(1)) {
+                return tenths;
+            }
+        }
+        0
+    };
+    assert!((29..=31).contains(&until_probed(&mut proxy, &mut filter, false)));
+    assert_eq!(send(&mut filter, &proxy, 20, false), BTreeSet::from([address(2)]));
+    assert!((99..=101).contains(&until_probed(&mut proxy, &mut filter, true)));
+    assert_eq!(send(&mut filter, &proxy, 20, true).len(), 2);
 }
 
 #[test]

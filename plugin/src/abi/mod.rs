@@ -83,6 +83,16 @@ fn configure(root: u32, configuration: &[u8]) -> bool {
     })
 }
 
+/// A clock that never goes back.
+fn now() -> Duration {
+    const MONOTONIC: u32 = 1;
+    let mut nanos = 0;
+    // SAFETY: the host writes eight bytes to where we say. It knows this clock; were it not so, time would stand still,
+    // and the catalog last read would be used for ever.
+    unsafe { imports::clock_time_get(MONOTONIC, 0, &raw mut nanos) };
+    Duration::from_nanos(nanos)
+}
+
 fn on_request(context: u32) -> Action {
     #[cfg(feature = "trap-for-test")]
     if crate::host::Request::header(&mut HttpRequest, "x-waypost-trap").is_some() {
@@ -238,12 +248,7 @@ impl Host for Envoy<'_> {
     }
 
     fn now(&mut self) -> Duration {
-        const MONOTONIC: u32 = 1;
-        let mut nanos = 0;
-        // SAFETY: the host writes eight bytes to where we say. It knows this clock; were it not so, time would stand
-        // still, and the catalog last read would be used for ever.
-        unsafe { imports::clock_time_get(MONOTONIC, 0, &raw mut nanos) };
-        Duration::from_nanos(nanos)
+        now()
     }
 
     fn random(&mut self) -> u64 {

@@ -103,6 +103,10 @@ impl Ended for HttpEnd {
     fn latency(&mut self) -> Option<Duration> {
         number(b"response\0backend_latency").map(Duration::from_nanos)
     }
+
+    fn now(&mut self) -> Duration {
+        super::now()
+    }
 }
 
 fn property(path: &[u8]) -> Option<Vec<u8>> {

@@ -209,11 +209,12 @@ pub struct End {
     pub flags: u64,
     pub tries: u64,
     pub latency: Option<Duration>,
+    pub now: Duration,
 }
 
 impl End {
     pub fn ok() -> Self {
-        Self { status: 200, flags: 0, tries: 1, latency: Some(Duration::from_millis(3)) }
+        Self { status: 200, flags: 0, tries: 1, latency: Some(Duration::from_millis(3)), now: Duration::ZERO }
     }
 }
 
@@ -229,6 +230,9 @@ impl Ended for End {
     }
     fn latency(&mut self) -> Option<Duration> {
         self.latency
+    }
+    fn now(&mut self) -> Duration {
+        self.now
     }
 }
 

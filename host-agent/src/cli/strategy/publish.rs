@@ -49,7 +49,8 @@ impl Publish {
         }
         let document = Document { sha256: component.hash().to_string(), bytes: bytes.len(), keys };
         if self.json {
-            return Ok(output::print_json(&document)?);
+            output::print_json(&document)?;
+            return Ok(());
         }
         let Document { sha256, bytes, keys } = document;
         let (size, first) = (text::bytes(bytes as u64), keys.first().map(String::as_str).unwrap_or_default());
