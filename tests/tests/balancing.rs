@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
+use waypost_catalog::model::node_key;
 use waypost_tests::http::{self, Reply};
 use waypost_tests::world::SERVICE;
 use waypost_tests::{EnvoyOptions, Fleet, Load, LoadPlan, Member, Report, Scene, Upstream, eventually, holds_for};
@@ -188,8 +189,9 @@ async fn a_cookie_keeps_its_node_while_others_come_and_go_until_that_node_drains
     // What another service gives is of no use here, and neither is what nobody gives.
     let outside = Upstream::start("outside").await?;
     let hex = |node: u64| format!("{node:016x}");
-    let mut forged = vec![waypost_policy::node_key(&outside.address())].into_iter().map(hex).collect::<Vec<_>>();
-    forged.extend([hex(0), hex(u64::MAX), outside.address().to_string(), "g".repeat(16), "f".repeat(8_000)]);
+    let key = node_key(&outside.address().to_string());
+    let mut forged =
+        Vec::from([hex(key), hex(0), hex(u64::MAX), outside.address().to_string(), "g".repeat(16), "f".repeat(8_000)]);
     forged.extend(["", "\"", "../../etc", "%00", "=;="].map(str::to_owned));
     for value in &forged {
         let reply = with_cookie(&fleet, Some(value)).await?;
