@@ -127,6 +127,10 @@ impl Running {
         reported: bool,
     ) -> Self {
         if let (Ok(mut ledger), [first, ..]) = (ledger.try_borrow_mut(), choices) {
+            // The first one under way: it is to be told of even if none ends. For as long as any is, it is told anew.
+            if reported && ledger.pool.in_flight(first) == 0 {
+                ledger.report_on(first);
+            }
             ledger.pool.started(first);
         }
         Self { ledger: Rc::clone(ledger), settings: Rc::clone(settings), choices, count, reported, cookie: None }

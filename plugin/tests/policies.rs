@@ -303,6 +303,11 @@ fn what_becomes_of_requests_is_reported_once_a_second_and_once() {
     let sent = proxy.sent.len();
     proxy.tick_for(&mut filter, Duration::from_secs(3));
     assert_eq!(proxy.sent.len(), sent);
+    // Also of a node on which nothing ends.
+    Get::cluster("web").numbered(&mut filter, 100);
+    proxy.tick_for(&mut filter, Duration::from_secs(1));
+    let node = report(&proxy).services[0].nodes[0].clone();
+    assert_eq!((node.requests, node.in_flight), (0, 1));
 }
 
 #[test]
