@@ -23,6 +23,9 @@ const STOP: Duration = Duration::from_secs(30);
 pub struct AgentConfig {
     /// The host's name.
     pub node: String,
+    /// Failure domain of the host; none: unknown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
     /// How long a node drains.
     pub drain: String,
     /// Endpoints of etcd.
@@ -152,6 +155,7 @@ impl AgentConfig {
     pub fn new(node: &str, endpoints: &[String]) -> Self {
         Self {
             node: node.to_owned(),
+            zone: None,
             drain: "1s".to_owned(),
             etcd: EtcdConfig { endpoints: endpoints.to_vec(), ..EtcdConfig::default() },
             xds: None,
@@ -198,6 +202,12 @@ impl AgentConfig {
     pub fn user(mut self, name: &str, password_file: &Path) -> Self {
         self.etcd.username = Some(name.to_owned());
         self.etcd.password_file = Some(password_file.to_owned());
+        self
+    }
+
+    /// Its failure domain.
+    pub fn zone(mut self, zone: &str) -> Self {
+        self.zone = Some(zone.to_owned());
         self
     }
 
@@ -366,6 +376,23 @@ impl Agent {
         let body = body.map(serde_json::to_vec).transpose()?.unwrap_or_default();
         let request = Request::builder().method(method).uri(path).header("content-type", "application/json");
         http::send_unix(&self.socket, request.body(Full::from(body))?).await
+    }
+
+    /// A GET of its local API.
+    pub async fn api(&self, path: &str) -> Result<serde_json::Value> {
+        let reply = self.call(Method::GET, path, None).await?;
+        ensure!(reply.status.is_success(), "{path}: {} {}", reply.status, reply.text());
+        Ok(serde_json::from_slice(&reply.body)?)
+    }
+
+    /// What a command that asks this agent prints.
+    pub async fn cli(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = tokio::process::Command::new(tools::waypost()?);
+        command.args(arguments).env("WAYPOST_AGENT", &self.socket).kill_on_drop(true);
+        let output = command.output().await.with_context(|| format!("cannot run waypost {arguments:?}"))?;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "waypost {arguments:?} failed: {errors}");
+        Ok(String::from_utf8(output.stdout)?)
     }
 
     /// SIGKILL.

@@ -25,6 +25,8 @@ pub struct EnvoyOptions {
     pub workers: usize,
     /// Services that it routes to, by host name.
     pub services: Vec<String>,
+    /// Routes come from etcd, and every service is reached by its name: then none is named here.
+    pub dynamic: bool,
     /// `override_host` or `original_dst`.
     pub mode: String,
     /// The filter; none: the one that is shipped.
@@ -40,10 +42,16 @@ impl EnvoyOptions {
             name: "envoy".to_owned(),
             workers: 1,
             services: services.iter().map(|name| (*name).to_owned()).collect(),
+            dynamic: false,
             mode: "override_host".to_owned(),
             plugin: None,
             edits: Vec::new(),
         }
+    }
+
+    /// One worker that has its routes from etcd.
+    pub fn dynamic() -> Self {
+        Self { dynamic: true, ..Self::new(&[]) }
     }
 
     /// Another name, for a second Envoy in a scene.
@@ -122,6 +130,11 @@ impl Envoy {
         Ok(envoy)
     }
 
+    /// How many workers it has.
+    pub fn workers(&self) -> usize {
+        self.workers
+    }
+
     /// Where it takes requests.
     pub fn listen(&self) -> SocketAddr {
         self.listen
@@ -166,6 +179,12 @@ impl Envoy {
         Ok(self.stat(no_node).await? + self.stat(unknown).await?)
     }
 
+    /// A counter of the filter, likewise; its name without `wasmcustom.waypost_`.
+    pub async fn counted(&self, name: &str) -> Result<u64> {
+        tokio::time::sleep(COUNTERS).await;
+        self.stat(&format!("wasmcustom.waypost_{name}")).await
+    }
+
     /// Waits for the admin's `/ready`.
     pub async fn wait_ready(&self) -> Result<()> {
         wait::eventually(START, format!("{} to be ready", self.process.name()), || async {
@@ -207,6 +226,9 @@ async fn bootstrap(config: &Path, listen: SocketAddr, admin: SocketAddr, options
     command.arg("--listen").arg(listen.to_string()).arg("--admin").arg(admin.to_string());
     for service in &options.services {
         command.args(["--service", service]);
+    }
+    if options.dynamic {
+        command.arg("--dynamic");
     }
     let output = command.kill_on_drop(true).output().await.context("cannot run waypost envoy bootstrap")?;
     let errors = String::from_utf8_lossy(&output.stderr);

@@ -32,6 +32,8 @@ pub struct LoadPlan {
     pub path: String,
     /// Further headers.
     pub headers: Vec<(String, String)>,
+    /// So many keys take turns: `{key}` in the path and in the headers' values is each request's number modulo this.
+    pub keys: Option<u64>,
     /// Connections.
     pub connections: usize,
     /// Requests over all connections; none: until stopped.
@@ -50,11 +52,30 @@ impl LoadPlan {
             host: host.to_owned(),
             path: "/".to_owned(),
             headers: Vec::new(),
+            keys: None,
             connections: 8,
             total: None,
             rate: None,
             timeout: Duration::from_secs(10),
         }
+    }
+
+    /// Another path.
+    pub fn path(mut self, path: &str) -> Self {
+        self.path = path.to_owned();
+        self
+    }
+
+    /// One more header.
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        self.headers.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// So many keys take turns as `{key}`.
+    pub fn keys(mut self, keys: u64) -> Self {
+        self.keys = Some(keys);
+        self
     }
 
     /// Ends by itself after `total` requests.
@@ -81,6 +102,8 @@ impl LoadPlan {
 pub struct Report {
     /// Answers with status 200, by the node that gave them: its header `x-node`, or else its body's text.
     pub nodes: BTreeMap<String, u64>,
+    /// The same of each key, where keys take turns.
+    pub by_key: BTreeMap<u64, BTreeMap<String, u64>>,
     /// Everything else: another status, an error, no answer in time.
     pub failed: u64,
     /// The first failures, each with the time since the start.
@@ -113,11 +136,21 @@ impl Report {
         sorted.get(index).copied().unwrap_or_default()
     }
 
-    /// What came after an earlier snapshot of the same load.
+    /// The node of each key; an error if a key has more than one.
+    pub fn homes(&self) -> Result<BTreeMap<u64, String>> {
+        let home = |(key, nodes): (&u64, &BTreeMap<String, u64>)| {
+            ensure!(nodes.len() == 1, "key {key} went to several nodes: {nodes:?}");
+            Ok((*key, nodes.keys().next().cloned().unwrap_or_default()))
+        };
+        self.by_key.iter().map(home).collect()
+    }
+
+    /// What came after an earlier snapshot of the same load, without what is known of keys.
     pub fn since(&self, earlier: &Self) -> Self {
         let nodes = self.nodes.iter().map(|(node, count)| (node.clone(), count - earlier.count(node)));
         Self {
             nodes: nodes.filter(|(_, count)| *count > 0).collect(),
+            by_key: BTreeMap::new(),
             failed: self.failed - earlier.failed,
             failures: self.failures.get(earlier.failures.len()..).unwrap_or_default().to_vec(),
             latencies: self.latencies.get(earlier.latencies.len()..).unwrap_or_default().to_vec(),
@@ -254,11 +287,15 @@ async fn work(shared: Arc<Shared>, stop: CancellationToken) {
             }
         }
         let sent = Instant::now();
-        let answer = tokio::time::timeout(shared.plan.timeout, request(&shared.plan, &mut connection)).await;
+        let key = shared.plan.keys.map(|keys| number % keys.max(1));
+        let answer = tokio::time::timeout(shared.plan.timeout, request(&shared.plan, key, &mut connection)).await;
         let answer = answer.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer within {:?}", shared.plan.timeout)));
         let report = &mut shared.lock().report;
         match answer {
             Ok(node) => {
+                if let Some(key) = key {
+                    *report.by_key.entry(key).or_default().entry(node.clone()).or_default() += 1;
+                }
                 *report.nodes.entry(node).or_default() += 1;
                 if report.latencies.len() < KEPT_LATENCIES {
                     report.latencies.push(sent.elapsed());
@@ -293,7 +330,11 @@ impl Connection {
 }
 
 /// Sends one request and reads its whole answer; the node that gave it.
-async fn request(plan: &LoadPlan, connection: &mut Option<Connection>) -> Result<String> {
+async fn request(plan: &LoadPlan, key: Option<u64>, connection: &mut Option<Connection>) -> Result<String> {
+    let filled = |text: &str| match key {
+        Some(key) => text.replace("{key}", &key.to_string()),
+        None => text.to_owned(),
+    };
     let mut open = match connection.take() {
         Some(open) => open,
         None => Connection::open(plan.target).await?,
@@ -302,9 +343,9 @@ async fn request(plan: &LoadPlan, connection: &mut Option<Connection>) -> Result
     if open.sender.ready().await.is_err() {
         open = Connection::open(plan.target).await?;
     }
-    let mut request = Request::get(&plan.path).header("host", &plan.host);
+    let mut request = Request::get(filled(&plan.path)).header("host", &plan.host);
     for (name, value) in &plan.headers {
-        request = request.header(name, value);
+        request = request.header(name, filled(value));
     }
     let response = open.sender.send_request(request.body(Empty::new())?).await?;
     let (status, node) = (response.status(), response.headers().get("x-node").cloned());
@@ -331,7 +372,7 @@ impl Caller {
 
     /// Sends a request; the node that answered it.
     pub async fn call(&mut self) -> Result<String> {
-        match tokio::time::timeout(self.plan.timeout, request(&self.plan, &mut self.connection)).await {
+        match tokio::time::timeout(self.plan.timeout, request(&self.plan, None, &mut self.connection)).await {
             Ok(answer) => answer,
             Err(_) => bail!("no answer within {:?}", self.plan.timeout),
         }

@@ -2,7 +2,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -37,7 +37,8 @@ const START: Duration = Duration::from_secs(10);
 /// * `/slow/{milliseconds}`: an answer that takes that long
 /// * `/status/{code}`: that status
 /// * the two calls of [`grpc`]
-/// * anything else: its name
+/// * anything else: its name, as late as [`Upstream::set_delay`] says and with the status that [`Upstream::set_status`]
+///   says
 ///
 /// Every answer carries its name in the header `x-node`.
 pub struct Upstream {
@@ -50,6 +51,9 @@ pub struct Upstream {
 struct State {
     healthy: AtomicBool,
     requests: AtomicU64,
+    delay: AtomicU64,
+    status: AtomicU16,
+    waiting: AtomicU64,
 }
 
 impl Upstream {
@@ -80,7 +84,13 @@ impl Upstream {
     }
 
     fn accept_on(listener: TcpListener, name: &str, address: SocketAddr, by_address: bool) -> Result<Self> {
-        let state = Arc::new(State { healthy: AtomicBool::new(true), requests: AtomicU64::new(0) });
+        let state = Arc::new(State {
+            healthy: AtomicBool::new(true),
+            requests: AtomicU64::new(0),
+            delay: AtomicU64::new(0),
+            status: AtomicU16::new(StatusCode::OK.as_u16()),
+            waiting: AtomicU64::new(0),
+        });
         let task = AbortOnDrop(tokio::spawn(accept(listener, router(name, state.clone())?, by_address)));
         Ok(Self { name: name.to_owned(), address, state, _task: task })
     }
@@ -100,7 +110,22 @@ impl Upstream {
         self.state.healthy.store(healthy, Ordering::Relaxed);
     }
 
-    /// How many requests it has had, health checks apart.
+    /// How long an answer takes from now on.
+    pub fn set_delay(&self, delay: Duration) {
+        self.state.delay.store(delay.as_millis() as u64, Ordering::Relaxed);
+    }
+
+    /// The status of its answers from now on.
+    pub fn set_status(&self, status: u16) {
+        self.state.status.store(status, Ordering::Relaxed);
+    }
+
+    /// How many requests wait for an answer that takes a while.
+    pub fn waiting(&self) -> u64 {
+        self.state.waiting.load(Ordering::Relaxed)
+    }
+
+    /// How many requests it has answered, health checks apart.
     pub fn requests(&self) -> u64 {
         self.state.requests.load(Ordering::Relaxed)
     }
@@ -193,7 +218,7 @@ fn named_by_address(router: &Router, stream: &TcpStream) -> Router {
 
 fn router(name: &str, state: Arc<State>) -> Result<Router> {
     let node = HeaderValue::from_str(name)?;
-    let (own_name, health, counted) = (name.to_owned(), state.clone(), state);
+    let (own_name, health, counted) = (name.to_owned(), state.clone(), state.clone());
     let (once, many) = (EchoService { node: name.to_owned() }, EchoService { node: name.to_owned() });
     let router = Router::new()
         .route("/headers", any(headers))
@@ -203,7 +228,7 @@ fn router(name: &str, state: Arc<State>) -> Result<Router> {
         .route("/status/{code}", any(status))
         .route(grpc::ONCE, post(move |request: Request| once.clone().once(request)))
         .route(grpc::MANY, post(move |request: Request| many.clone().many(request)))
-        .fallback(move || std::future::ready(own_name.clone()))
+        .fallback(move || state.clone().answer(own_name.clone()))
         .layer(map_response(move |response: Response| {
             counted.requests.fetch_add(1, Ordering::Relaxed);
             std::future::ready(response)
@@ -215,7 +240,27 @@ fn router(name: &str, state: Arc<State>) -> Result<Router> {
     })))
 }
 
+/// A request that waits, counted for as long as its client does.
+struct Waiting(Arc<State>);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl State {
+    async fn answer(self: Arc<Self>, name: String) -> (StatusCode, String) {
+        let delay = Duration::from_millis(self.delay.load(Ordering::Relaxed));
+        if !delay.is_zero() {
+            self.waiting.fetch_add(1, Ordering::Relaxed);
+            let _waiting = Waiting(self.clone());
+            tokio::time::sleep(delay).await;
+        }
+        let status = StatusCode::from_u16(self.status.load(Ordering::Relaxed));
+        (status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), name)
+    }
+
     fn status(&self) -> StatusCode {
         if self.healthy.load(Ordering::Relaxed) { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
     }
