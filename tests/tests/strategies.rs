@@ -57,6 +57,15 @@ async fn every_strategy_keeps_its_shares_with(workers: usize) -> Result<()> {
         report.nodes.into_iter().for_each(|(node, count)| *nodes.entry(node).or_default() += count);
     }
     Report { nodes, ..Report::default() }.ensure_shares(&WEIGHTS, DRAWN)?;
+
+    // As fast as each other, as far as a few milliseconds can be told from a few others.
+    for (node, _) in WEIGHTS {
+        fleet.node(node)?.set_delay(Duration::from_millis(5));
+    }
+    fleet.set_policy(json!({ "strategy": "peak-ewma" })).await?;
+    let report = run(plan.connections(4 * workers).total(1_000)).await?;
+    let [a, b, c] = ["a", "b", "c"].map(|node| report.share(node));
+    ensure!(a > 0.05 && b > 0.15 && c > 0.3 && a < c, "{:?}", report.nodes);
     scene.close()
 }
 
