@@ -108,7 +108,10 @@ fn a_lost_agent_is_picked_without_and_found_again_with_what_is_held() {
     assert!(Get::cluster("web").through(&mut filter).candidates.is_some());
     proxy.unreachable = false;
     proxy.tick_for(&mut filter, Duration::from_secs(1));
-    let Some((2, client_message::Kind::Hello(hello))) = proxy.sent.last() else { panic!("{:?}", proxy.sent) };
+    // And then what is under way.
+    let [.., (2, client_message::Kind::Hello(hello)), (2, client_message::Kind::Report(_))] = &*proxy.sent else {
+        panic!("{:?}", proxy.sent)
+    };
     assert_eq!(hello.hash, catalog.hash());
     assert_eq!(proxy.count(Counter::StreamRestarts), 1);
     // Until the agent confirms what is held, it is not known to be current.
@@ -240,7 +243,9 @@ fn a_vm_after_a_crash_picks_with_its_first_request() {
     let mut filter = proxy.start("");
     assert_eq!(Get::cluster("web").through(&mut filter).candidates.unwrap(), "10.0.0.1:80");
     filter.on_tick(&mut proxy);
-    let Some((_, client_message::Kind::Hello(hello))) = proxy.sent.last() else { panic!() };
+    let [.., (_, client_message::Kind::Hello(hello)), (_, client_message::Kind::Report(_))] = &*proxy.sent else {
+        panic!("{:?}", proxy.sent)
+    };
     assert_eq!(hello.hash, catalog.hash());
 }
 

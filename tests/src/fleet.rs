@@ -230,6 +230,18 @@ impl Fleet {
         .await
     }
 
+    /// Stops a node's upstream; etcd is not told.
+    pub fn stop(&mut self, name: &str) -> Result<()> {
+        self.nodes.remove(name).map(drop).with_context(|| format!("no node {name}"))
+    }
+
+    /// Waits until filters must have reported what has ended so far.
+    pub async fn wait_reported(&self) -> Result<()> {
+        // Once a second, and then the agent takes it in.
+        tokio::time::sleep(Duration::from_millis(1_500)).await;
+        self.agent.ensure_running()
+    }
+
     /// What is known of how a node's requests ended, of `GET /v1/outcomes`.
     pub async fn outcomes(&self, node: &str) -> Result<Value> {
         let address = self.node(node)?.address().to_string();

@@ -104,11 +104,11 @@ async fn a_component_that_fails_leaves_plain_weights_and_then_its_last_good_answ
     let fleet = start(&scene, &members, &[("bad", "misbehaving")], 16).await?;
     let plain = [("a", 1), ("b", 1)];
     let deeds = [
-        ("loop", "100ms"),
-        ("allocate", "memory"),
-        ("trap", "trap"),
+        ("loop", "100 ms"),
+        ("allocate", "16 MiB of memory"),
+        ("trap", "trapped"),
         ("refuse", "it was told to"),
-        ("nonsense", "3 decisions"),
+        ("nonsense", "3 decisions for 2 nodes"),
     ];
     // Before it has ever answered.
     for (deed, reason) in deeds {

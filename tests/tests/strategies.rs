@@ -57,6 +57,15 @@ async fn every_strategy_keeps_its_shares_with(workers: usize) -> Result<()> {
         report.nodes.into_iter().for_each(|(node, count)| *nodes.entry(node).or_default() += count);
     }
     Report { nodes, ..Report::default() }.ensure_shares(&WEIGHTS, DRAWN)?;
+
+    // As fast as each other, as far as a few milliseconds can be told from a few others.
+    for (node, _) in WEIGHTS {
+        fleet.node(node)?.set_delay(Duration::from_millis(5));
+    }
+    fleet.set_policy(json!({ "strategy": "peak-ewma" })).await?;
+    let report = run(plan.connections(4 * workers).total(1_000)).await?;
+    let [a, b, c] = ["a", "b", "c"].map(|node| report.share(node));
+    ensure!(a > 0.05 && b > 0.15 && c > 0.3 && a < c, "{:?}", report.nodes);
     scene.close()
 }
 
@@ -141,9 +150,8 @@ async fn a_slow_node_gets_less_of_strategies_that_look_at_load_or_latency() -> R
         let [a, b, c] = ["a", "b", "c"].map(|node| report.share(node));
         ensure!(a.min(b).min(c) > 0.1, "{strategy} starves a node: {:?}", report.nodes);
     }
-    eprintln!("SHARES {shares:?}");
     ensure!((shares[0] - 0.25).abs() < EXACT, "by weight: {shares:?}");
-    ensure!(shares[1] < 0.18 && shares[2] < 0.1, "the slow node is not spared: {shares:?}");
+    ensure!(shares[1] < 0.125 && shares[2] < 0.05, "the slow node is not spared: {shares:?}");
 
     // It is no slower than others any more, and found out to be so.
     fleet.set_policy(json!({ "strategy": { "name": "peak-ewma", "decay": "500ms" } })).await?;
@@ -178,7 +186,6 @@ async fn a_new_nodes_share_grows_as_slow_start_says() -> Result<()> {
         seen.push((middle, share, grown / (2.0 + grown)));
     }
     load.stop().await?.ensure_no_failure()?;
-    eprintln!("SLOW {seen:?}");
     for (at, share, expected) in &seen {
         ensure!((share - expected).abs() < 0.03, "after {at} s {share:.3} instead of {expected:.3}: {seen:?}");
     }

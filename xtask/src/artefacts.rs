@@ -25,10 +25,11 @@ pub fn build(places: &Places, ui: &Ui, scope: Scope, test_binaries: &[&str]) -> 
     ui.heading("building the filter (wasm)");
     modules(places, ui, scope)?;
     ui.heading("building the agent (release)");
-    // The workspace is named whatever is built of it, so that features are resolved as for the tests and little is
-    // compiled twice.
+    // The workspace is named whatever is built of it, and a small test with it: so features are resolved as for the tests,
+    // those of their own dependencies included, and nothing is compiled twice.
     let mut native = cargo(&places.root);
     native.args(["build", "--release", "--workspace", "--exclude", "waypost-noop-filter", "--bin", "waypost"]);
+    native.args(["--test", "examples"]);
     for binary in test_binaries {
         native.args(["--bin", binary]);
     }

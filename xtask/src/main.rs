@@ -86,7 +86,7 @@ enum Task {
     },
     /// Show it at work: etcd, two agents, five servers, Envoy, and what happens when things change and fail
     Demo,
-    /// Print the figures: a request, a pick, a change, a registration, a lock, many of each, memory
+    /// Print the figures: a request, a pick, a strategy's answer, a change, a registration, a lock, many of each, memory
     Bench {
         /// Short runs: rough figures in a few minutes
         #[arg(long)]
@@ -141,10 +141,15 @@ fn run(task: Task) -> Result<()> {
         }
         Task::Bench { quick } => {
             artefacts::build(&places, &ui, Scope::All, &["bench"])?;
-            ui.heading("one pick");
+            strategies::build(&places, &ui)?;
             let quick = if quick { vec!["--quick"] } else { Vec::new() };
-            let mut picks = process::cargo(&places.root);
-            process::run(picks.args(["bench", "--package", "waypost-balance", "--bench", "pick", "--"]).args(&quick))?;
+            for (heading, package, bench) in
+                [("one pick", "waypost-balance", "pick"), ("one answer of a strategy", "waypost-components", "answer")]
+            {
+                ui.heading(heading);
+                let mut command = process::cargo(&places.root);
+                process::run(command.args(["bench", "--package", package, "--bench", bench, "--"]).args(&quick))?;
+            }
             Err(process::become_program(program(&places, "bench").args(&quick)))
         }
     }

@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::pins::{COMPONENTIZE_PY, WASM_TARGET};
-use crate::places::Places;
+use crate::places::{Places, Scratch};
 use crate::process::{run, run_quietly};
 use crate::toolchain::WasmToolchain;
 use crate::ui::Ui;
@@ -52,7 +52,7 @@ pub fn build_a_new_one(places: &Places, ui: &Ui) -> Result<()> {
     pack(places, ui, &target.join(WASM_TARGET).join("release").join(format!("{NEW}.wasm")), NEW)
 }
 
-/// The one in Python. That takes some seconds, and gives the same for the same source: it is left alone if it is newer.
+/// The one in Python. That takes some seconds: it is left alone if it is newer than all that it is made of.
 fn python(places: &Places, ui: &Ui) -> Result<()> {
     let source = places.root.join("examples/strategies/capacity-python");
     let contract = places.root.join("wit/strategy.wit");
@@ -61,18 +61,19 @@ fn python(places: &Places, ui: &Ui) -> Result<()> {
     let inputs =
         [source.join("capacity.py"), contract.clone(), places.tools.join("installed").join(COMPONENTIZE_PY.name)];
     if !is_newer(&to, &inputs) {
+        // The Python inside leaves its bytecode beside the source.
+        let scratch = Scratch::new(places.artefacts().join(format!("python-{}", std::process::id())))?;
+        fs::copy(&inputs[0], scratch.path.join("capacity.py")).context("cannot copy the strategy in Python")?;
         run_quietly(
             Command::new("python3")
                 .args(["-c", "import componentize_py; componentize_py.script()", "--wit-path"])
                 .arg(&contract)
                 .args(["--world", "strategy", "componentize", "--stub-wasi", "--python-path"])
-                .arg(&source)
+                .arg(&scratch.path)
                 .arg("--output")
                 .arg(&to)
                 .arg("capacity")
-                .env("PYTHONPATH", &tool)
-                // Nothing is left beside the source.
-                .env("PYTHONDONTWRITEBYTECODE", "1"),
+                .env("PYTHONPATH", &tool),
         )?;
     }
     say(ui, &to)
