@@ -19,6 +19,7 @@ mod output;
 mod pick;
 mod poll;
 mod register;
+mod rules;
 mod runtime;
 mod services;
 mod signals;
@@ -80,6 +81,12 @@ enum Command {
     Maintenance(maintenance::Maintenance),
     /// Put into maintenance, and wait until the process may be stopped
     Drain(drain::Drain),
+    /// Say how the nodes of a service are chosen among; straight in etcd, no agent is needed
+    #[command(subcommand)]
+    Policy(rules::PolicyCommand),
+    /// Say which requests go to which service; straight in etcd, no agent is needed
+    #[command(subcommand)]
+    Route(rules::RouteCommand),
     /// Work with keys of etcd and their values
     #[command(subcommand)]
     Kv(kv::Kv),
@@ -154,6 +161,8 @@ impl Command {
             Self::Services(services) => done(runtime::block_on(services.run())),
             Self::Nodes(nodes) => done(runtime::block_on(nodes.run())),
             Self::Watch(watch) => done(runtime::block_on(watch.run())),
+            Self::Policy(policy) => runtime::block_on(policy.run()),
+            Self::Route(route) => runtime::block_on(route.run()),
             Self::Kv(kv::Kv::Watch(watch)) => done(runtime::block_on(watch.run())),
             Self::Register(register) => done(runtime::block_on(register.run())),
             Self::Update(update) => done(runtime::block_on(update.run())),

@@ -40,7 +40,7 @@ mod table;
 pub use compiled::{Compiled, zone_number};
 pub use cookie::{StickyCookie, cookie};
 pub use duration::{format_duration, parse_duration};
-pub use explain::explain;
+pub use explain::{Explanation, explain};
 pub use hash_key::HashKey;
 pub use policy::{
     Component, ComponentSource, ConsistentHash, Ejection, Locality, Policy, SlowStart, Strategy, SubsetArm, SuccessRate,

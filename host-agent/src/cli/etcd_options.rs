@@ -8,7 +8,7 @@ use waypost_registry::Connector;
 
 use super::load;
 use crate::{
-    config::{Auth, Etcd, Password},
+    config::{Auth, Config, Etcd, Password},
     etcd,
 };
 
@@ -52,6 +52,11 @@ impl EtcdOptions {
     /// Whether the command line names an etcd.
     pub(super) fn is_given(&self) -> bool {
         !self.endpoints.is_empty() || self.config.is_some()
+    }
+
+    /// The configuration that the command line names.
+    pub(super) fn configuration(&self) -> anyhow::Result<Option<Config>> {
+        self.config.as_deref().map(load).transpose()
     }
 
     /// How etcd is reached; `variable` is what the environment says of it.

@@ -19,7 +19,7 @@ use crate::{
 
 mod straight;
 
-pub(super) use straight::{PATIENCE, Straight, unread};
+pub(super) use straight::{PATIENCE, Straight, connect, keys, unread};
 
 /// Names the agent's socket where the command line does not.
 const VARIABLE: &str = "WAYPOST_AGENT";
@@ -82,11 +82,11 @@ pub(super) struct Layout {
 }
 
 impl LayoutOptions {
-    fn is_given(&self) -> bool {
+    pub(super) fn is_given(&self) -> bool {
         self.format.is_some() || self.prefix.is_some() || self.protocol.is_some()
     }
 
-    fn layout(&self) -> anyhow::Result<Layout> {
+    pub(super) fn layout(&self) -> anyhow::Result<Layout> {
         let format = self.format.unwrap_or_default();
         let missing = || {
             Exit::usage(format!("format {format} has no prefix of its own; name one with --prefix, such as /services/"))

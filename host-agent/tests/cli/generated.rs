@@ -22,6 +22,8 @@ fn every_command_is_completed_and_has_its_page() {
         "deregister",
         "maintenance",
         "drain",
+        "policy",
+        "route",
         "kv",
         "lock",
         "elect",

@@ -3,6 +3,7 @@
 mod agent;
 mod generated;
 mod hold;
+mod rules;
 mod straight;
 #[cfg(feature = "components")]
 mod strategy;

@@ -23,7 +23,7 @@ pub(in crate::cli) struct Straight {
 }
 
 impl Straight {
-    pub(super) fn new(connector: Connector, layout: Layout) -> Self {
+    pub(in crate::cli) fn new(connector: Connector, layout: Layout) -> Self {
         Self { connector, layout }
     }
 
@@ -54,23 +54,33 @@ impl Straight {
 
     /// A connection to any endpoint that takes one.
     pub(in crate::cli) async fn connect(&self) -> anyhow::Result<Client> {
-        let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
-        let ends = Instant::now() + PATIENCE;
-        loop {
-            match self.connector.connect().await {
-                Ok(client) => return Ok(client),
-                Err(error) if Instant::now() >= ends => return Err(Exit::unavailable(error.to_string())),
-                Err(_) => tokio::time::sleep(backoff.next(fastrand::f64())).await,
-            }
-        }
+        connect(&self.connector).await
     }
 
     /// Every key below the prefix.
     pub(in crate::cli) async fn keys(&self) -> anyhow::Result<Vec<Arc<KeyValue>>> {
-        match first(&self.connector, &self.layout.prefix).await? {
-            MirrorEvent::Synced { entries, .. } => Ok(entries),
-            MirrorEvent::Changed { .. } => Ok(Vec::new()),
+        keys(&self.connector, &self.layout.prefix).await
+    }
+}
+
+/// A connection to any endpoint that takes one.
+pub(in crate::cli) async fn connect(connector: &Connector) -> anyhow::Result<Client> {
+    let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
+    let ends = Instant::now() + PATIENCE;
+    loop {
+        match connector.connect().await {
+            Ok(client) => return Ok(client),
+            Err(error) if Instant::now() >= ends => return Err(Exit::unavailable(error.to_string())),
+            Err(_) => tokio::time::sleep(backoff.next(fastrand::f64())).await,
         }
+    }
+}
+
+/// Every key below a prefix.
+pub(in crate::cli) async fn keys(connector: &Connector, prefix: &str) -> anyhow::Result<Vec<Arc<KeyValue>>> {
+    match first(connector, prefix).await? {
+        MirrorEvent::Synced { entries, .. } => Ok(entries),
+        MirrorEvent::Changed { .. } => Ok(Vec::new()),
     }
 }
 
