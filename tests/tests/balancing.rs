@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
+use waypost_catalog::model::node_key;
 use waypost_tests::http::{self, Reply};
 use waypost_tests::world::SERVICE;
 use waypost_tests::{EnvoyOptions, Fleet, Load, LoadPlan, Member, Report, Scene, Upstream, eventually, holds_for};
@@ -189,10 +190,10 @@ async fn a_cookie_keeps_its_node_while_others_come_and_go_until_that_node_drains
     fleet.put(&Member::new(&home)).await?;
     ensure_at_home(&fleet, &new, &next).await?;
 
-    // What another service gives is of no use here, and neither is what nobody gives.
+    // The key of a host outside the service is of no use here, and neither is what nobody gives.
     let outside = Upstream::start("outside").await?;
     let hex = |node: u64| format!("{node:016x}");
-    let mut forged = vec![hex(waypost_policy::node_key(&outside.address())), outside.address().to_string()];
+    let mut forged = vec![hex(node_key(&outside.address().to_string())), outside.address().to_string()];
     forged.extend([hex(0), hex(u64::MAX), "g".repeat(16), "f".repeat(8_000)]);
     forged.extend(["", "\"", "../../etc", "%00", "=;="].map(str::to_owned));
     for value in &forged {
