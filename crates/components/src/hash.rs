@@ -8,7 +8,7 @@ use sha2::{Digest as _, Sha256};
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Hash([u8; 32]);
 
-/// Why a text is no [`Hash`].
+/// Why a text is no [`struct@Hash`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is no SHA-256: 64 digits from 0 to 9 and a to f are needed")]
 pub struct InvalidHash(pub String);
