@@ -36,7 +36,8 @@ pub struct Policy {
     pub subsets: Subsets,
     /// How requests are shared out among subsets; `None`: they are not.
     pub split: Option<Split<SubsetArm>>,
-    /// The header by which a request may name its subset, in lower case; `None`: it may not.
+    /// The header by which a request may name its subset, in lower case; `None`: it may not. Without subsets there is
+    /// nothing to name.
     pub subset_header: Option<String>,
     /// The cookie that keeps a client at its node; `None`: there is none.
     pub sticky: Option<StickyCookie>,
@@ -223,7 +224,7 @@ impl Policy {
 
     /// The subset that a request names by the header, if it may and does.
     pub(crate) fn named_subset(&self, request: &mut impl RequestView) -> Option<SubsetChoice> {
-        let value = request.header(self.subset_header.as_ref()?)?;
+        let value = request.header(self.subset_header.as_ref().filter(|_| !self.subsets.is_empty())?)?;
         let name = value.trim_ascii();
         let known = || std::str::from_utf8(name).ok().and_then(|name| self.subsets.index(name));
         (!name.is_empty()).then(|| known().map_or(SubsetChoice::Unknown, SubsetChoice::Subset))

@@ -4,7 +4,7 @@
 pub(super) const FAILED: u8 = 1;
 /// The command line is wrong; clap's own, too.
 pub(super) const USAGE: u8 = 2;
-/// What was asked for is not there: no such service, no node that may be picked, no such registration.
+/// What was asked for is not there: no such service, no node that may be picked, no such registration, policy or route.
 pub(super) const NOT_THERE: u8 = 3;
 /// `EX_UNAVAILABLE`: neither the agent nor etcd was reached. For a lock: it was not had, and the command not started.
 pub(super) const UNAVAILABLE: u8 = 69;
@@ -17,7 +17,7 @@ Exit status:
     0  done; for what runs until it is told to end: it has ended in order
     1  failed; the reason is on stderr
     2  the command line is wrong
-    3  what was asked for is not there: no such service, no node to pick, no such registration
+    3  what was asked for is not there: no such service, no node to pick, no such registration, policy or route
    69  neither the agent nor etcd was reached
 lock and elect pass on the exit status of their command: see their own help.
 

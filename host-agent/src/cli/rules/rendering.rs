@@ -66,7 +66,7 @@ fn render_way(way: &Way, paint: Paint) -> String {
     match way.missing_subset {
         Some(Missing::WholeService) => out.push_str("no node of the subset may be picked: any of the service is\n"),
         Some(Missing::NoNode) => {
-            out.push_str("no node of the subset may be picked, and the policy is strict: none is\n")
+            out.push_str("no node of the subset may be picked, and the policy is strict: filters pick none\n")
         }
         None => {}
     }
