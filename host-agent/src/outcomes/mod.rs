@@ -161,12 +161,12 @@ impl Outcomes {
     /// What is known of all nodes, by service and address.
     pub fn all(&self, now: Instant) -> PerNode<NodeOutcomes> {
         let state = self.lock();
-        let nodes = |service: &str, nodes: &BTreeMap<Box<str>, Node>| {
-            let shown =
-                |(address, node): (&Box<str>, _)| (address.clone(), self.shown(&state, service, address, node, now));
-            nodes.iter().map(shown).collect()
-        };
-        state.nodes.iter().map(|(service, known)| (service.clone(), nodes(service, known))).collect()
+        let mut all = PerNode::new();
+        for (service, nodes) in &state.nodes {
+            let shown = |(address, node)| (Box::clone(address), self.shown(&state, service, address, node, now));
+            all.insert(service.clone(), nodes.iter().map(shown).collect());
+        }
+        all
     }
 
     /// Requests, by service, for which all nodes were eligible, since too few were healthy.

@@ -64,5 +64,6 @@ pub(super) fn full_node() -> Node {
         version: "1.4".into(),
         tags: vec!["x".into(), "y".into()],
         metadata: BTreeMap::from([("k".into(), "v".into())]),
+        ..node("10.0.0.5:8080")
     }
 }
