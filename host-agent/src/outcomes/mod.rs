@@ -162,9 +162,8 @@ impl Outcomes {
     pub fn all(&self, now: Instant) -> PerNode<NodeOutcomes> {
         let state = self.lock();
         let nodes = |service: &str, nodes: &BTreeMap<Box<str>, Node>| {
-            let shown =
-                |(address, node): (&Box<str>, _)| (address.clone(), self.shown(&state, service, address, node, now));
-            nodes.iter().map(shown).collect()
+            let nodes = nodes.iter();
+            nodes.map(|(address, node)| (address.clone(), self.shown(&state, service, address, node, now))).collect()
         };
         state.nodes.iter().map(|(service, known)| (service.clone(), nodes(service, known))).collect()
     }
