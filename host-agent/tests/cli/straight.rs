@@ -49,7 +49,7 @@ web      10.0.0.1:80  passing        1  25.0 %  eu-1                 a
     let nodes = json(&mut etcd.waypost(&["nodes", "--healthy"]));
     let expected = json!({
         "service": "web", "share": 0.25, "address": "10.0.0.1:80", "weight": 1, "health": "passing", "protocol": "http1",
-        "id": "a", "zone": "eu-1", "version": "", "tags": [], "metadata": {},
+        "id": "a", "zone": "eu-1", "version": "", "tags": [], "metadata": {}, "outcomes": null,
     });
     assert_eq!((&nodes["nodes"][0], nodes["nodes"].as_array().unwrap().len()), (&expected, 2));
 
