@@ -187,7 +187,7 @@ async fn what_breaks_the_protocol_is_refused_with_a_reason() {
     let mut filter = Filter::greet(&served, Hello { protocol: 99, ..hello(0) }).await;
     let status = filter.message().await.unwrap_err();
     assert_eq!(status.code(), Code::FailedPrecondition);
-    assert!(status.message().contains("version 1 of the catalog stream, the filter version 99"), "{status}");
+    assert!(status.message().contains("version 2 of the catalog stream, the filter version 99"), "{status}");
     let (outgoing, messages) = mpsc::channel(1);
     outgoing.send(ClientMessage { kind: Some(FromClient::Ack(Ack { version: 1 })) }).await.unwrap();
     let mut client = CatalogServiceClient::new(served.connect().await);
