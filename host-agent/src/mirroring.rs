@@ -21,7 +21,7 @@ use waypost_registry::{Connector, HeldNode, Mirror, MirrorEvent, MirrorOptions, 
 
 use crate::{
     config::{self, Watch},
-    effective::{Answer, Effective, Figures, Request},
+    effective::{Answer, Effective, Figures, Question, Request},
     published::{CatalogReceiver, Staleness},
     rules::RuleKind,
     state::catalog::DiskCopy,
@@ -245,10 +245,13 @@ impl Worker {
             self.catalog.send_replace(Some(catalog));
         }
         for request in self.effective.take_requests() {
-            match &self.components {
+            match (&self.components, request) {
                 // Whoever runs them ends with the agent.
-                Some(components) => _ = components.requests.send(request),
-                None => warn!(?request, "no strategy component can run in this agent: plain weights are used"),
+                (Some(components), request) => _ = components.requests.send(request),
+                (None, Request::Weigh(Question { service, .. })) => {
+                    warn!(%service, "no strategy component can run in this agent: plain weights are used");
+                }
+                (None, Request::Forget(_)) => {}
             }
         }
         let figures = self.effective.figures();

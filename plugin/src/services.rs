@@ -109,7 +109,7 @@ impl Services {
 
     /// A service, ready to be picked from, and the randomness to do so; `None` if the catalog does not hold it.
     pub fn get(&mut self, name: &str, now: Duration) -> Option<(&mut Service, &mut Rng)> {
-        // Twice in the map for a new service alone: the borrow checker lets no one-time look-up return early.
+        // Two look-ups: the borrow checker lets none return early that is made anew otherwise.
         if self.ready.get(name).is_none_or(|ready| ready.stale) {
             self.make_ready(name, now)?;
         }

@@ -109,7 +109,7 @@ struct Desk {
 #[derive(Debug)]
 pub(super) enum Done {
     /// A question was answered, or not.
-    Answered { service: ServiceName, answer: Option<(Decisions, Option<Duration>)> },
+    Answered { service: ServiceName, by: Reference, answer: Option<(Decisions, Option<Duration>)> },
     /// The component is another one than before.
     Replaced(Reference),
 }
@@ -166,7 +166,9 @@ impl Desk {
     fn take(&mut self, request: Request, now: Instant) {
         match request {
             Request::Forget(service) => {
-                self.services.remove(&service);
+                if let Some(weighed) = self.services.remove(&service) {
+                    self.forget(&weighed.reference, &service);
+                }
                 self.board.remove(&service);
             }
             Request::Weigh(question) => {
@@ -180,6 +182,9 @@ impl Desk {
                     }
                 };
                 let known = self.services.remove(&service);
+                if let Some(known) = known.as_ref().filter(|known| known.reference != reference) {
+                    self.forget(&known.reference, &service);
+                }
                 let running = known.as_ref().is_some_and(|known| known.running && known.reference == reference);
                 let requests_seen = known.map_or(0, |known| known.requests_seen);
                 let due = Some(now + DEBOUNCE);
@@ -192,6 +197,13 @@ impl Desk {
             if let Some(worker) = self.workers.remove(&reference) {
                 tokio::spawn(worker.stop());
             }
+        }
+    }
+
+    /// A component has no say in a service any more.
+    fn forget(&self, reference: &Reference, service: &ServiceName) {
+        if let Some(worker) = self.workers.get(reference) {
+            worker.forget(service.clone());
         }
     }
 
@@ -225,8 +237,9 @@ impl Desk {
                 }
                 None
             }
-            Done::Answered { service, answer } => {
-                let weighed = self.services.get_mut(&service)?;
+            Done::Answered { service, by, answer } => {
+                // Of a component that the policy does not name any more: nothing.
+                let weighed = self.services.get_mut(&service).filter(|weighed| weighed.reference == by)?;
                 weighed.running = false;
                 let (decisions, again) = match answer {
                     Some((decisions, again)) => (Some(decisions), again),

@@ -45,23 +45,33 @@ pub(super) struct WorkerContext {
     pub(super) done: mpsc::UnboundedSender<Done>,
 }
 
+enum Task {
+    Weigh(Job),
+    Forget(ServiceName),
+}
+
 /// The running worker.
 pub(super) struct Worker {
-    jobs: mpsc::UnboundedSender<Job>,
+    tasks: mpsc::UnboundedSender<Task>,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
 
 impl Worker {
     pub(super) fn start(context: WorkerContext) -> Self {
-        let (jobs, incoming) = mpsc::unbounded_channel();
+        let (tasks, incoming) = mpsc::unbounded_channel();
         let stop = CancellationToken::new();
         let task = tokio::spawn(run(context, incoming, stop.clone()));
-        Self { jobs, stop, task }
+        Self { tasks, stop, task }
     }
 
     pub(super) fn ask(&self, job: Job) {
-        let _ = self.jobs.send(job);
+        let _ = self.tasks.send(Task::Weigh(job));
+    }
+
+    /// It has no say in the service any more: the service's instance goes.
+    pub(super) fn forget(&self, service: ServiceName) {
+        let _ = self.tasks.send(Task::Forget(service));
     }
 
     pub(super) async fn stop(self) {
@@ -84,7 +94,7 @@ struct Running {
     since: HashMap<std::net::SocketAddr, Instant>,
 }
 
-async fn run(context: WorkerContext, mut jobs: mpsc::UnboundedReceiver<Job>, stop: CancellationToken) {
+async fn run(context: WorkerContext, mut tasks: mpsc::UnboundedReceiver<Task>, stop: CancellationToken) {
     let WorkerContext { reference, engine, directory, fetched, board, done } = context;
     let limit = engine.limits().component;
     let mut bench =
@@ -115,14 +125,21 @@ async fn run(context: WorkerContext, mut jobs: mpsc::UnboundedReceiver<Job>, sto
                     let _ = done.send(Done::Replaced(reference.clone()));
                 }
             }
-            job = jobs.recv() => {
-                let Some(job) = job else { return };
+            task = tasks.recv() => {
+                let job = match task {
+                    Some(Task::Weigh(job)) => job,
+                    Some(Task::Forget(service)) => {
+                        bench.runners.remove(&service);
+                        continue;
+                    }
+                    None => return,
+                };
                 let service = job.question.service.clone();
                 let (wanted, shown) = (reference.clone(), Arc::clone(&board));
                 let answered = blocking(bench, move |bench| bench.weigh(&wanted, job, &shown)).await;
                 let Some((returned, answer)) = answered else { return };
                 bench = returned;
-                let _ = done.send(Done::Answered { service, answer });
+                let _ = done.send(Done::Answered { service, by: reference.clone(), answer });
             }
         }
     }
